@@ -1,0 +1,37 @@
+# make help lists the commands. Everything runs in .venv, which is made at the first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NBS := $(sort $(wildcard nbs/*.ipynb nbs/toolbox/*.ipynb))
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help run test lab clean-check notebooks pytest
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/installed: settings.ini setup.py
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the project and its tools into $(VENV): a few minutes, once."
+	@$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+run: $(VENV)/installed  ## train a Vision Transformer on the bundled images and show where it looks
+	@$(BIN)/vit-course fit --config quickstart
+	@echo "Next: make lab opens the lessons."
+
+lab: $(VENV)/installed  ## open the lessons in JupyterLab
+	@$(BIN)/jupyter lab --notebook-dir=nbs
+
+test: notebooks clean-check pytest  ## run every notebook and every test
+	@echo "All tests passed."
+
+notebooks: $(VENV)/installed  ## run the notebooks as tests
+	@$(BIN)/nbdev_test --n_workers 1 --timing --flags slow
+
+clean-check: $(VENV)/installed  ## check that module, README and notebooks agree
+	@$(BIN)/python scripts/check_clean.py
+
+pytest: $(VENV)/installed  ## run what a notebook cannot test
+	@$(BIN)/python -m pytest -q tests
