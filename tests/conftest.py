@@ -1,0 +1,40 @@
+"Paths, and a way to run the command line as a user would, in a process of its own."
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "--config", "quickstart", "--report", "false", "--trainer.enable_progress_bar", "false",
+    "--trainer.enable_model_summary", "false", "--trainer.limit_train_batches", "4", "--trainer.limit_val_batches", "2",
+    "--model.embed_dim", "16", "--model.depth", "1", "--model.num_heads", "2", "--model.dropout", "0.1",
+    "--data.augment", "true", "--trainer.precision", "32-true",
+]
+
+
+class CommandLine:
+    "Runs `vit-course` in a folder of its own."
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def start(self, *args, code: str = "from vit_course.cli import main; main()") -> subprocess.Popen:
+        # one thread: on few cores a second one costs more than it brings, and the sums stay the same
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-u", "-c", code, *map(str, args)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(command, cwd=self.folder, env=environment, **pipes)
+
+    def __call__(self, *args, code: str | None = None, fails: bool = False) -> str:
+        process = self.start(*args, **({"code": code} if code else {}))
+        output = process.communicate(timeout=300)[0]
+        assert (process.returncode != 0) == fails, output
+        return output
+
+
+@pytest.fixture
+def command_line(tmp_path):
+    return CommandLine(tmp_path)

@@ -1,0 +1,158 @@
+"What a user meets on the command line: mistakes, folders, interruptions."
+import signal
+import sys
+import time
+
+import pytest
+import torch
+
+from conftest import SMALL
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    "The weights after three uninterrupted epochs."
+    from conftest import CommandLine
+
+    folder = tmp_path_factory.mktemp("straight")
+    CommandLine(folder)("fit", *SMALL, "--trainer.max_epochs", "3")
+    return weights(folder / "runs/quickstart/checkpoints/last.ckpt")
+
+
+# keeps the process busy after its first epoch, so that there is time to stop it
+SLOW = """
+import time, pytorch_lightning as pl
+from vit_course.training import EpochSeed
+old = EpochSeed.on_train_epoch_start
+def slow(self, trainer, module):
+    old(self, trainer, module)
+    if trainer.current_epoch == 1:
+        print("in the second epoch", flush=True)
+        time.sleep(60)
+EpochSeed.on_train_epoch_start = slow
+from vit_course.cli import main; main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_goes_on_to_the_same_weights(command_line, straight, sign):
+    process = command_line.start("fit", *SMALL, "--trainer.max_epochs", "3", code=SLOW)
+    for line in process.stdout:
+        if "in the second epoch" in line:
+            break
+    process.send_signal(sign)
+    output = process.communicate(timeout=100)[0]
+    assert process.returncode != 0
+    last = command_line.folder / "runs/quickstart/checkpoints/last.ckpt"
+    assert not same(weights(last), straight)
+    if sign != signal.SIGKILL:
+        assert "--ckpt_path" in output and str(last.name) in output
+    command_line("fit", *SMALL, "--trainer.max_epochs", "3", "--ckpt_path", last)
+    assert same(weights(command_line.folder / "runs/quickstart-2/checkpoints/last.ckpt"), straight)
+
+
+FULL_DISK = """
+import resource
+from vit_course.training import EpochSeed
+old = EpochSeed.on_train_epoch_start
+def fill(self, trainer, module):
+    old(self, trainer, module)
+    if trainer.current_epoch == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+EpochSeed.on_train_epoch_start = fill
+from vit_course.cli import main; main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+def test_a_full_disk_leaves_the_previous_checkpoint(command_line):
+    command_line("fit", *SMALL, "--trainer.max_epochs", "1")
+    output = command_line("fit", *SMALL, "--trainer.max_epochs", "3", code=FULL_DISK, fails=True)
+    assert "is the disk full?" in output
+    folders = [command_line.folder / "runs" / name / "checkpoints" for name in ("quickstart", "quickstart-2")]
+    assert same(*(weights(folder / "last.ckpt") for folder in folders))
+    assert not list(folders[1].glob("*.part"))
+
+
+def test_an_earlier_run_is_not_overwritten(command_line):
+    first = command_line("fit", *SMALL, "--trainer.max_epochs", "1")
+    files = {f: f.read_bytes() for f in command_line.folder.rglob("runs/quickstart/**/*") if f.is_file()}
+    command_line("fit", *SMALL, "--trainer.max_epochs", "1", "--model.lr", "0.01")
+    assert files and all(f.read_bytes() == content for f, content in files.items()), first
+    assert (command_line.folder / "runs/quickstart-2/metrics.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--config", "quickstrat"], "recipes: cifar10_assignment"),
+        (["--model.embed_dim", "30", "--model.num_heads", "4"], "num_heads=4"),
+        (["--model.patch_size", "5"], "patch_size=5"),
+        (["--model.pool", "max"], "pool='max'"),
+        (["--model.schedule", "linear"], "schedule='linear'"),
+        (["--data.batch_size", "0"], "batch_size=0"),
+        (["--data", "CIFAR10Data", "--data.data_dir", "nowhere"], "--data.download true"),
+        (["--data", "ImageFolderData", "--data.data_dir", "nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_are_named(command_line, args, message):
+    output = command_line("fit", *SMALL, *args, fails=True)
+    assert message in output and "Traceback" not in output
+
+
+def test_an_unknown_key_in_a_recipe_is_named(command_line):
+    (command_line.folder / "mine.yaml").write_text("model:\n  embed_dimm: 64\n")
+    output = command_line("fit", *SMALL, "--config", "mine.yaml", fails=True)
+    assert "embed_dimm" in output and "Traceback" not in output
+
+
+def test_a_checkpoint_of_another_shape_is_named(command_line):
+    command_line("fit", *SMALL, "--trainer.max_epochs", "1")
+    last = command_line.folder / "runs/quickstart/checkpoints/last.ckpt"
+    output = command_line("fit", *SMALL, "--model.embed_dim", "24", "--ckpt_path", last, fails=True)
+    assert "another model's" in output and "Traceback" not in output
+
+
+def test_a_pickle_is_not_run(command_line):
+    code = """
+import os, sys, torch
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("evil",)
+torch.save({"state_dict": Evil()}, "evil.ckpt")
+from vit_course.cli import main; main()
+"""
+    for args in (["rollout", "evil.ckpt"], ["test", *SMALL[:2], "--ckpt_path", "evil.ckpt"]):
+        command_line(*args, code=code, fails=True)
+        assert not (command_line.folder / "evil").exists()
+
+
+def test_rollout_writes_a_picture_and_overwrites_none(command_line):
+    for name in ("rollout.png", "rollout-2.png"):
+        assert name in command_line("rollout", "fashion")
+        assert (command_line.folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_is_complete(command_line):
+    import json
+
+    args = [a for pair in zip(SMALL[::2], SMALL[1::2]) if pair[0] != "--report" for a in pair]
+    output = command_line("fit", *args, "--trainer.max_epochs", "1")
+    folder = command_line.folder / "runs/quickstart"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert len(metrics["per_class_accuracy"]) == 10
+    mean = sum(metrics["per_class_accuracy"].values()) / 10  # the bundled test set is balanced
+    assert metrics["test_accuracy"] == pytest.approx(mean, abs=1e-6)
+    assert {"parameters", "seconds", "images_per_second", "versions"} <= metrics.keys()
+    names = {"learning_curves", "confusion_matrix", "predictions_right", "predictions_wrong"}
+    assert names | {"rollout_right", "rollout_wrong"} <= {f.stem for f in folder.glob("*.png")}
+    assert f"Test accuracy {metrics['test_accuracy']:.1%}" in output

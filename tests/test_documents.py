@@ -1,0 +1,82 @@
+"The README's commands exist; the lessons keep the form that the course promises."
+import ast
+import json
+import re
+import statistics
+import subprocess
+
+import pytest
+
+from conftest import ROOT
+
+LESSONS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
+NOTEBOOKS = [n for n in NOTEBOOKS if ".ipynb_checkpoints" not in n.parts]
+
+
+def cells(path, kind: str | None = None) -> list[dict]:
+    found = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [c | {"source": "".join(c["source"])} for c in found if kind in (None, c["cell_type"])]
+
+
+def lines(source: str) -> list[str]:
+    return [line for line in source.splitlines() if line.strip() and not line.strip().startswith("#|")]
+
+
+def test_the_readme_names_only_commands_that_exist():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = set(re.findall(r"\bmake ([a-z]+)\b", readme))
+    assert {"run", "test", "lab"} <= targets
+    for target in targets:
+        result = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+    assert set(re.findall(r"vit-course (\w+)", readme)) <= {"fit", "validate", "test", "predict", "rollout"}
+
+
+def test_the_readme_links_to_files_that_exist():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", readme):
+        assert (ROOT / target).exists(), target
+
+
+def test_make_help_lists_every_command():
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in ("run", "test", "lab", "help"):
+        assert re.search(rf"^{name}\b", listed, re.M)
+
+
+def test_there_are_the_seven_lessons():
+    assert [lesson.name[:2] for lesson in LESSONS][:7] == [f"0{i}" for i in range(1, 8)]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_outputs_are_clean(path):
+    for cell in cells(path, "code"):
+        for output in cell["outputs"]:
+            text = json.dumps(output)
+            assert output["output_type"] != "error", cell["source"]
+            assert output.get("name") != "stderr", text[:300]
+            assert not re.search(r"(/root/|/home/\w|/Users/\w|/work/|/tmp/)", text), text[:300]
+            if "image/png" in output.get("data", {}):
+                assert re.search(r"(?m)^#\| fig-alt: .{20,}", cell["source"]), cell["source"]
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_a_lesson_keeps_its_form(path):
+    code = [c for c in cells(path, "code") if lines(c["source"])]
+    sizes = [len(lines(c["source"])) for c in code]
+    words = sum(len(c["source"].split()) for c in cells(path, "markdown"))
+    figures = [c for c in code if any("image/png" in o.get("data", {}) for o in c["outputs"])]
+    checks = [c for c in code if re.search(r"\b(assert|test_\w+)\b", c["source"])]
+    assert statistics.median(sizes) <= 8 and max(sizes) <= 25
+    assert words >= 4 * sum(sizes)
+    assert len(figures) >= 5 and len(checks) >= 10
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_a_lesson_imports_only_lower_numbers(path):
+    modules = {"positional": 1, "tokenizer": 2, "attention": 3, "encoder": 4, "vit": 5, "training": 6, "rollout": 7}
+    for cell in cells(path, "code"):
+        for node in ast.walk(ast.parse(cell["source"])):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vit_course."):
+                assert modules.get(node.module.split(".")[1], 0) < int(path.name[:2]), cell["source"]

@@ -1,0 +1,87 @@
+"The package as its users meet it: built, installed without the development tools, imported."
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    "A Python of an environment that holds the built wheel, and what it requires, alone."
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT], check=True, capture_output=True)
+    venv.create(folder / "env", with_pip=True)
+    python = folder / "env" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+    wheel = next(folder.glob("*.whl"))
+    result = subprocess.run([python, "-m", "pip", "install", "--quiet", wheel], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return python
+
+
+def run(python, code: str, cwd) -> str:
+    result = subprocess.run([python, "-c", code], cwd=cwd, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_wheel_runs_a_vit_without_nbdev(installed, tmp_path):
+    code = """
+import importlib.util, torch
+assert importlib.util.find_spec("nbdev") is None and importlib.util.find_spec("fastcore") is None
+from vit_course.vit import ViT
+model = ViT(img_size=(8, 12), patch_size=4, num_classes=5, embed_dim=24, depth=2, num_heads=3)
+print(tuple(model(torch.randn(2, 3, 8, 12)).shape))
+"""
+    assert run(installed, code, tmp_path).strip() == "(2, 5)"
+
+
+def test_every_module_of_the_wheel_imports(installed, tmp_path):
+    names = sorted(f.stem for f in (ROOT / "vit_course").glob("*.py") if not f.stem.startswith("_"))
+    assert len(names) >= 11
+    run(installed, f"import importlib\nfor name in {names}: importlib.import_module('vit_course.' + name)", tmp_path)
+
+
+def test_the_wheel_carries_images_recipes_and_weights(installed, tmp_path):
+    code = """
+from vit_course.data import load_fashion_mini, load_photo
+from vit_course.training import load_model
+from vit_course.cli import recipes
+print(len(load_fashion_mini().train_images), tuple(load_photo().shape), sorted(recipes()))
+load_model("fashion")
+"""
+    output = run(installed, code, tmp_path)
+    assert "10000 (3, 288, 448)" in output
+    for recipe in ("quickstart", "cifar10_assignment", "image_folder"):
+        assert recipe in output
+
+
+def test_the_command_is_installed(installed, tmp_path):
+    command = installed.with_name("vit-course.exe" if sys.platform == "win32" else "vit-course")
+    output = subprocess.run([command], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert "quickstart" in output
+
+
+@pytest.mark.parametrize("module", ["vit", "rollout"])
+def test_light_modules_load_nothing_heavy(module):
+    heavy = ["pytorch_lightning", "lightning_fabric", "matplotlib", "seaborn", "pandas", "torchmetrics"]
+    code = f"import sys, vit_course.{module}\nprint([m for m in {heavy} if m in sys.modules])"
+    assert run(sys.executable, code, ROOT).strip() == "[]"
+
+
+def test_the_bundled_images_have_the_recorded_checksum():
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import numpy as np
+    from make_fashion_mini import CHECKSUM, TARGET, checksum
+
+    with np.load(TARGET, allow_pickle=False) as arrays:
+        assert checksum(arrays) == CHECKSUM
+
+
+def test_shipped_weights_are_small_and_have_a_card():
+    for file in (ROOT / "vit_course" / "weights").glob("*.safetensors"):
+        assert file.stat().st_size <= 2_000_000
+        assert len(file.with_suffix(".md").read_text().split()) > 100
