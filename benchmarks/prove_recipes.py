@@ -1,7 +1,7 @@
 """Train a shipped recipe for a few hundred steps on a folder of images, and keep its log as a small CSV file.
 
-    python benchmarks/prove_recipes.py cifar10_assignment --data_dir IMAGES --img_size 32 --steps 400
-    python benchmarks/prove_recipes.py image_folder --data_dir IMAGES --img_size 64 --patch_size 8 --steps 400
+    python benchmarks/prove_recipes.py cifar10_assignment --data_dir IMAGES --img_size 32 --steps 240
+    python benchmarks/prove_recipes.py image_folder --data_dir IMAGES --img_size 48 --patch_size 8 --steps 300
 
 IMAGES holds train/<class>, valid/<class> and test/<class>. The logs in benchmarks/results come from CIFAR-10,
 re-compressed as JPEG files, with 500 training images of each class moved to valid/.
@@ -12,6 +12,7 @@ import csv
 import time
 from importlib.resources import files
 from pathlib import Path
+from statistics import fmean
 
 import pytorch_lightning as pl
 import torch
@@ -28,15 +29,19 @@ class StepLog(pl.Callback):
         self,
         every: int = 10,  # steps that are averaged into one row
     ):
-        self.every, self.recent, self.rows, self.start = every, [], [], time.time()
+        self.every, self.rows, self.losses, self.accuracies, self.start = every, [], [], [], time.time()
+
+    def on_train_start(self, trainer, module):
+        # a metric called on a batch returns that batch's value
+        metric = module.accuracy["train_acc"]
+        metric.register_forward_hook(lambda metric, batch, value: self.accuracies.append(float(value)))
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        metrics = trainer.callback_metrics
-        self.recent.append((float(outputs["loss"]), float(module.accuracy["train_acc"]._forward_cache)))
+        self.losses.append(float(outputs["loss"]))
         if trainer.global_step % self.every == 0:
-            loss, accuracy = torch.tensor(self.recent).mean(dim=0).tolist()
-            self.add("train", trainer.global_step, loss, accuracy)
-            self.recent = []
+            self.add("train", trainer.global_step, fmean(self.losses), fmean(self.accuracies))
+            self.losses.clear()
+            self.accuracies.clear()
 
     def on_validation_end(self, trainer, module):
         metrics = trainer.callback_metrics
@@ -54,8 +59,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--img_size", type=int, required=True, help="side of the images, in pixels")
     parser.add_argument("--patch_size", type=int, help="in place of the recipe's, for smaller images")
     parser.add_argument("--lr", type=float, help="in place of the recipe's")
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--val_batches", type=int, default=16, help="validation batches, of the recipe's size")
+    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--val_batches", type=int, default=10, help="validation batches, of the recipe's size")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0, help="loading processes")
     parser.add_argument("--precision", default="32-true", help="Lightning's, such as bf16-mixed")
@@ -69,7 +74,7 @@ def make_trainer(recipe: dict, args: argparse.Namespace, log: StepLog) -> pl.Tra
     return pl.Trainer(
         **options, accelerator="cpu", precision=args.precision, callbacks=[log], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, num_sanity_val_steps=0,
-        val_check_interval=args.steps // 8, check_val_every_n_epoch=None, limit_val_batches=args.val_batches,
+        val_check_interval=max(1, args.steps // 6), check_val_every_n_epoch=None, limit_val_batches=args.val_batches,
     )
 
 

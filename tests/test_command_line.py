@@ -36,7 +36,7 @@ def slow(self, trainer, module):
     old(self, trainer, module)
     if trainer.current_epoch == 1:
         print("in the second epoch", flush=True)
-        time.sleep(60)
+        time.sleep(5)
 EpochSeed.on_train_epoch_start = slow
 from vit_course.cli import main; main()
 """
@@ -51,7 +51,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(command_line, straight, sign)
             break
     process.send_signal(sign)
     output = process.communicate(timeout=100)[0]
-    assert process.returncode != 0
+    assert process.returncode != 0 or sign == signal.SIGTERM  # Lightning ends in order when asked to
     last = command_line.folder / "runs/quickstart/checkpoints/last.ckpt"
     assert not same(weights(last), straight)
     if sign != signal.SIGKILL:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LINKED', 'HELP', 'recipes', 'resolve_recipes', 'free_folder', 'best_precision', 'CourseCLI', 'use_run_folder',
-           'ResumeHint', 'standing_callbacks', 'run_lightning', 'finish_run', 'print_summary', 'read_images', 'rollout',
-           'choose_images', 'free_file', 'save_rollout', 'main', 'with_plain_errors']
+           'ResumeHint', 'SafeCheckpointIO', 'standing_callbacks', 'run_lightning', 'finish_run', 'print_summary',
+           'read_images', 'rollout', 'choose_images', 'free_file', 'save_rollout', 'main', 'with_plain_errors']
 
 # %% ../nbs/toolbox/cli.ipynb #15a7c5c8
 import os
@@ -19,6 +19,7 @@ import torch
 from jsonargparse import Namespace, auto_cli
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, Timer
 from pytorch_lightning.cli import LightningCLI
+from pytorch_lightning.plugins import TorchCheckpointIO
 
 from .data import ImageData
 from .training import EpochSeed, LitViT, load_model
@@ -88,11 +89,9 @@ class CourseCLI(LightningCLI):
     "Lightning's command line for `LitViT` and the course's data modules."
 
     def add_arguments_to_parser(self, parser):
-        parser.add_argument(
-            "--run_dir", type=str | None, default=None,
-            help="folder for this run's files (default: runs/<recipe>); gets a number if it is taken",
-        )
-        parser.add_argument("--report", type=bool, default=True, help="after fit: test, metrics.json and pictures")
+        where = "folder for this run's files (default: runs/<recipe>); gets a number if it is taken"
+        parser.add_argument("--run_dir", type=str | None, default=None, help=where)
+        parser.add_argument("--report", type=bool, default=True, help="after fit: test, and draw pictures")
         for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
@@ -125,7 +124,7 @@ def use_run_folder(config: Namespace) -> None:
         asked = [] if asked in (None, True) else asked if isinstance(asked, list) else [asked]
         config.trainer.logger = [own, *asked]
 
-
+# %% ../nbs/toolbox/cli.ipynb #f39c609b
 class ResumeHint(Callback):
     "Says how to go on when a run is stopped."
 
@@ -137,11 +136,31 @@ class ResumeHint(Callback):
         else:
             print("\nStopped before the first checkpoint.")
 
-# %% ../nbs/toolbox/cli.ipynb #f39c609b
+# %% ../nbs/toolbox/cli.ipynb #595f76ba
+class SafeCheckpointIO(TorchCheckpointIO):
+    "Writes a checkpoint beside its target, then renames it: the previous one survives a failure."
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException as error:
+            part.unlink(missing_ok=True)
+            if isinstance(error, (OSError, RuntimeError)):
+                raise OSError(f"could not save the checkpoint {path} (is the disk full?): {error}") from error
+            raise
+
+# %% ../nbs/toolbox/cli.ipynb #745bfefe
 def standing_callbacks() -> list[Callback]:
     "What every run has: repeatable epochs, checkpoints of the last and the best epoch, a clock."
     checkpoint = ModelCheckpoint(
-        monitor="val_acc", mode="max", save_last=True, save_on_train_epoch_end=True,
+        monitor="val_acc", mode="max", save_last=True,
         filename="best-epoch={epoch}-val_acc={val_acc:.3f}", auto_insert_metric_name=False,
     )
     return [EpochSeed(), checkpoint, Timer(), ResumeHint()]
@@ -153,10 +172,11 @@ def run_lightning(args: list[str]) -> CourseCLI:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     return CourseCLI(
         LitViT, ImageData, subclass_mode_data=True, load_from_checkpoint_support=False,
-        trainer_defaults={"callbacks": standing_callbacks()}, args=resolve_recipes(args),
+        trainer_defaults={"callbacks": standing_callbacks(), "plugins": [SafeCheckpointIO()]},
+        args=resolve_recipes(args),
     )
 
-# %% ../nbs/toolbox/cli.ipynb #595f76ba
+# %% ../nbs/toolbox/cli.ipynb #1988b0a5
 def finish_run(cli: CourseCLI) -> None:
     "Test the best checkpoint, write the report into the run's folder, and say what came out."
     from vit_course.report import write_report
@@ -175,7 +195,7 @@ def finish_run(cli: CourseCLI) -> None:
     metrics = write_report(load_model(best), data, folder, extra)
     print_summary(metrics, folder)
 
-# %% ../nbs/toolbox/cli.ipynb #357fb078
+# %% ../nbs/toolbox/cli.ipynb #a5ae9e5a
 def print_summary(metrics: dict, folder: Path) -> None:
     "A few lines for the reader of a terminal."
     classes = sorted(metrics["per_class_accuracy"].items(), key=lambda item: item[1])
@@ -189,7 +209,7 @@ def print_summary(metrics: dict, folder: Path) -> None:
         + "\n".join(f"    {file.name}" for file in sorted(folder.glob("*.png")))
     )
 
-# %% ../nbs/toolbox/cli.ipynb #1988b0a5
+# %% ../nbs/toolbox/cli.ipynb #b9fba164
 def read_images(
     paths: list[Path],  # image files
     img_size: int | tuple[int, int],  # the model's
@@ -210,7 +230,7 @@ def read_images(
             raise ValueError(f"cannot read the image {path}: {error}") from error
     return torch.stack(pictures).float() / 255
 
-# %% ../nbs/toolbox/cli.ipynb #a5ae9e5a
+# %% ../nbs/toolbox/cli.ipynb #145afddf
 def rollout(
     model: str,
     images: list[str] | None = None,
@@ -236,7 +256,7 @@ def rollout(
     options = dict(residual=residual, head_fusion=head_fusion, discard_ratio=discard_ratio, start_layer=start_layer)
     save_rollout(lit, pictures, titles, free_file(output), **options)
 
-# %% ../nbs/toolbox/cli.ipynb #a590539a
+# %% ../nbs/toolbox/cli.ipynb #1e8d4215
 def choose_images(lit: LitViT, images: list[str] | None) -> tuple[torch.Tensor, list[str]]:
     "The user's pictures with their names, or bundled ones with their classes."
     from vit_course.data import load_fashion_mini
@@ -250,7 +270,7 @@ def choose_images(lit: LitViT, images: list[str] | None) -> tuple[torch.Tensor, 
     chosen = [(mini.test_labels == c).nonzero()[0].item() for c in range(8)]
     return mini.test_images[chosen].float() / 255, [mini.classes[c] for c in range(8)]
 
-
+# %% ../nbs/toolbox/cli.ipynb #8cdeb306
 def free_file(wanted: str | Path) -> Path:
     "The name itself, or with a number if it is taken."
     path, number = Path(wanted), 1
@@ -259,7 +279,7 @@ def free_file(wanted: str | Path) -> Path:
         path = Path(wanted).with_stem(f"{Path(wanted).stem}-{number}")
     return path
 
-
+# %% ../nbs/toolbox/cli.ipynb #88a7961b
 @torch.no_grad()
 def save_rollout(lit: LitViT, pictures, titles: list[str], path: Path, **options) -> None:
     "Overlay, class and probability for each picture, in one file."
@@ -272,7 +292,7 @@ def save_rollout(lit: LitViT, pictures, titles: list[str], path: Path, **options
     figure.savefig(path, dpi=130)
     print(f"wrote {path}")
 
-# %% ../nbs/toolbox/cli.ipynb #b9fba164
+# %% ../nbs/toolbox/cli.ipynb #14e31384
 HELP = """usage: vit-course {{fit,validate,test,predict}} --config RECIPE [options]
        vit-course rollout MODEL [--images FILE ...] [options]
 
@@ -282,7 +302,7 @@ A RECIPE is the name of a shipped one or a YAML file. Shipped: {recipes}
   vit-course rollout fashion                   where the shipped model looks
 Each has --help; fit's lists every option of the trainer, the model and the data."""
 
-
+# %% ../nbs/toolbox/cli.ipynb #c30082a1
 def main(args: list[str] | None = None) -> None:
     "The command `vit-course`."
     args = sys.argv[1:] if args is None else args
@@ -298,7 +318,7 @@ def with_plain_errors(work) -> None:
     "A user's mistake ends in its message, not in a page of traceback (VIT_COURSE_DEBUG=1 shows it)."
     try:
         work()
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("VIT_COURSE_DEBUG"):
             raise
         raise SystemExit(f"vit-course: {error}") from error

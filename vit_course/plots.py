@@ -4,9 +4,12 @@
 
 # %% auto #0
 __all__ = ['use_style', 'to_picture', 'show_images', 'heatmap', 'compare_lines', 'scorecard', 'clock_hands', 'rotation_circle',
-           'similarity_mosaic', 'grid_over_photo', 'bias_gallery', 'learning_curves', 'confusion_heatmap',
-           'show_predictions', 'draw_flow', 'token_layout', 'stretch_maps', 'draw_overlay', 'overlay_sheet', 'map_row',
-           'head_mosaic', 'draw_links']
+           'similarity_mosaic', 'grid_over_photo', 'arrow_fan', 'bias_gallery', 'whole_ticks', 'learning_curves',
+           'confusion_heatmap', 'show_predictions', 'picture_row', 'grid_lines', 'patch_sheet', 'number_grid',
+           'time_marks', 'template_maps', 'bar_steps', 'table_row', 'query_maps', 'growth_lines', 'timing_dots',
+           'draw_sixteen_steps', 'draw_curves', 'draw_flow', 'token_layout', 'crop_gallery', 'normalized_view',
+           'before_and_after', 'run_spread', 'recipe_curves', 'loop_arrows', 'stretch_maps', 'draw_overlay',
+           'overlay_sheet', 'map_row', 'head_mosaic', 'layer_strip', 'draw_links']
 
 # %% ../nbs/toolbox/plots.ipynb #bc4ca4b6
 import math
@@ -37,7 +40,7 @@ def to_picture(
     image = image if image.ndim == 2 else image.permute(1, 2, 0).squeeze(-1)
     return image.numpy()
 
-
+# %% ../nbs/toolbox/plots.ipynb #da79a737
 def show_images(
     images,  # (B, C, H, W), or a list of images
     titles=None,  # one a picture
@@ -46,13 +49,14 @@ def show_images(
     ax_title: str | None = None,  # above all
 ) -> plt.Figure:
     "A contact sheet of images, pixels kept square."
-    rows = math.ceil(len(images) / cols)
-    cols = min(cols, len(images))
-    fig, axes = plt.subplots(rows, cols, figsize=(size * cols, size * (rows + (0.25 * rows if titles else 0))), squeeze=False)
+    rows, cols = math.ceil(len(images) / cols), min(cols, len(images))
+    height = size * rows * (1.25 if titles else 1)
+    fig, axes = plt.subplots(rows, cols, figsize=(size * cols, height), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for i, (ax, image) in enumerate(zip(axes.flat, images)):
-        ax.imshow(to_picture(image), cmap="gray", vmin=0, vmax=255 if image.dtype == torch.uint8 else 1, interpolation="nearest")
+        brightest = 255 if image.dtype == torch.uint8 else 1
+        ax.imshow(to_picture(image), cmap="gray", vmin=0, vmax=brightest, interpolation="nearest")
         if titles:
             ax.set_title(titles[i], fontsize=8)
     if ax_title:
@@ -87,31 +91,35 @@ def heatmap(
         _annotate(ax, drawn, values, annotate if isinstance(annotate, str) else ".2f")
     return ax
 
-
+# %% ../nbs/toolbox/plots.ipynb #d32ef27f
 def _annotate(ax, drawn, values, form):
     "Write each number in black or white, whichever reads better on its cell."
     for (row, col), value in np.ndenumerate(values):
         light = np.dot(drawn.cmap(drawn.norm(value))[:3], [0.299, 0.587, 0.114]) > 0.5
-        ax.text(col, row, format(value, form), ha="center", va="center", fontsize=8, color="black" if light else "white")
+        color = "black" if light else "white"
+        ax.text(col, row, format(value, form), ha="center", va="center", fontsize=8, color=color)
 
-# %% ../nbs/toolbox/plots.ipynb #155e6715
+# %% ../nbs/toolbox/plots.ipynb #8c184c47
 def compare_lines(
     panels: dict,  # title -> {label: (N,) values}
     xlabel: str = "position",
     ylabel: str = "value",
     cols: int = 2,  # panels a row
 ) -> plt.Figure:
-    "One panel a title, with a dotted line a labelled series."
+    "One panel a title, with a dotted line a labelled series; the first series lies on top."
     rows = math.ceil(len(panels) / cols)
     fig, axes = plt.subplots(rows, cols, figsize=(3.7 * cols, 2.4 * rows), squeeze=False)
     for ax, (title, lines) in zip(axes.flat, panels.items()):
-        for (label, values), marker in zip(lines.items(), "osv^D"):
-            ax.plot(values, marker=marker, markersize=3.5, linewidth=1, label=label)
+        for n, (label, values) in enumerate(lines.items()):
+            style = {"marker": "osv^D"[n], "markersize": 4, "linewidth": 1}
+            ax.plot(values, label=label, zorder=9 - n, **style)  # the first on top
+        low, high = ax.get_ylim()
+        ax.set_ylim(low, high + 0.25 * (high - low))  # room for the legend
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=8, loc="upper center", ncols=len(lines))
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #8c184c47
+# %% ../nbs/toolbox/plots.ipynb #eaa48830
 def scorecard(
     table: dict,  # row name -> numbers, one a column
     columns: list,  # names of the columns
@@ -123,8 +131,10 @@ def scorecard(
     ax.imshow(good, cmap="PuOr", vmin=-0.6, vmax=1.6, aspect="auto")
     for (row, col), ok in np.ndenumerate(good):
         number = list(table.values())[row][col]
-        ax.text(col, row, f"{'✓' if ok else '✗'}  {number:.3g}", ha="center", va="center", color="black",
-                weight="normal" if ok else "bold")
+        number = 0 if abs(number) < 1e-6 else number  # rounding errors
+        text = f"{'✓' if ok else '✗'}  {number:.3g}"
+        weight = "normal" if ok else "bold"
+        ax.text(col, row, text, ha="center", va="center", color="black", weight=weight)
     ax.set_xticks(range(len(columns)), columns)
     ax.set_yticks(range(len(table)), list(table))
     ax.xaxis.tick_top()
@@ -134,7 +144,7 @@ def scorecard(
     ax.tick_params(which="both", length=0)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #eaa48830
+# %% ../nbs/toolbox/plots.ipynb #55f61469
 def clock_hands(
     encoding: Tensor,  # (N, D), sine and cosine columns interleaved
     positions: list,  # which rows to draw, a dial each
@@ -151,13 +161,14 @@ def clock_hands(
         for n, pair in enumerate(pairs):
             length = 1 - 0.25 * n
             x, y = (length * encoding[p, 2 * pair : 2 * pair + 2]).tolist()
-            ax.plot([0, x], [0, y], color=f"C{n}", linewidth=2 + n, label=f"pair {pair}", solid_capstyle="round")
+            ax.plot([0, x], [0, y], color=f"C{n}", linewidth=2 + n, label=f"pair {pair}")
         ax.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal")
         ax.set_title(f"position {p}", fontsize=9)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(pairs), fontsize=8)
+    hands = axes[0, 0].get_legend_handles_labels()
+    fig.legend(*hands, loc="outside lower center", ncols=len(pairs), fontsize=8)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #55f61469
+# %% ../nbs/toolbox/plots.ipynb #781ea31e
 def rotation_circle(
     points: Tensor,  # (N, 2): sine and cosine of each position
     k: int,  # offset that the arrows bridge
@@ -175,27 +186,29 @@ def rotation_circle(
     ax.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect="equal", xlabel="sine", ylabel="cosine")
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #781ea31e
+# %% ../nbs/toolbox/plots.ipynb #05c49730
 def similarity_mosaic(
     similarity: Tensor,  # (N, N) between the positions of a grid, numbered row by row
     grid: tuple[int, int],  # (rows, cols), with rows * cols = N
     title: str = "",
     label: str = "cosine similarity",  # of the colour bar
     ax: plt.Axes | None = None,
+    **options,  # as imshow's
 ) -> plt.Axes:
-    "For each position a small picture of its similarity to all others (as in Dosovitskiy et al. 2021, figure 7)."
+    "A small picture a position: its similarity to all others (as Dosovitskiy et al. 2021, fig. 7)."
     rows, cols = grid
     tiles = similarity.detach().float().view(rows, cols, rows, cols)
-    tiles = torch.nn.functional.pad(tiles, (0, 1, 0, 1), value=float("nan"))  # a gap right of and below each tile
+    tiles = torch.nn.functional.pad(tiles, (0, 1, 0, 1), value=float("nan"))  # gaps between
     picture = tiles.permute(0, 2, 1, 3).reshape(rows * (rows + 1), cols * (cols + 1))[:-1, :-1]
-    ax = ax or plt.subplots(figsize=(0.62 * cols + 1.2, 0.62 * rows + 0.6))[1]
-    heatmap(picture, "patch column", "patch row", title, label, ax)
+    height = 0.62 * rows * (rows + 1) / (cols + 1)  # tiles are as wide as the grid has columns
+    ax = ax or plt.subplots(figsize=(0.62 * cols + 1.2, height + 0.9))[1]
+    heatmap(picture, "patch column", "patch row", title, label, ax, **options)
     ax.set_xticks(torch.arange(cols) * (cols + 1) + (cols - 1) / 2, range(cols))
     ax.set_yticks(torch.arange(rows) * (rows + 1) + (rows - 1) / 2, range(rows))
     ax.spines[:].set_visible(False)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #05c49730
+# %% ../nbs/toolbox/plots.ipynb #0f31c1a3
 def grid_over_photo(
     image: Tensor,  # (3, H, W), in 0..1
     values: Tensor,  # (rows, cols), a number a patch
@@ -209,12 +222,29 @@ def grid_over_photo(
     ax = ax or plt.gca()
     ax.imshow(image.mean(0).numpy(), cmap="gray", extent=(-0.5, cols - 0.5, rows - 0.5, -0.5))
     drawn = ax.imshow(values.numpy(), alpha=0.6, interpolation="nearest")
-    ax.add_patch(plt.Rectangle((marked[1] - 0.5, marked[0] - 0.5), 1, 1, fill=False, color="red", linewidth=2))
-    ax.set(title=title, xlabel="patch column", ylabel="patch row", aspect=height * cols / (width * rows))
+    corner = (marked[1] - 0.5, marked[0] - 0.5)
+    ax.add_patch(plt.Rectangle(corner, 1, 1, fill=False, color="red", linewidth=2))
+    ax.set_aspect(height * cols / (width * rows))
+    ax.set(title=title, xlabel="patch column", ylabel="patch row")
     ax.figure.colorbar(drawn, ax=ax, label=label, shrink=0.7)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #0f31c1a3
+# %% ../nbs/toolbox/plots.ipynb #17efe534
+def arrow_fan(
+    points: Tensor,  # (N, 2) tips of arrows that start at (0, 0)
+    ax: plt.Axes,
+) -> plt.Axes:
+    "Numbered arrows from the centre."
+    for n, (x, y) in enumerate(points.tolist()):
+        style = {"arrowstyle": "-|>", "color": f"C{n}", "linewidth": 1.5, "shrinkA": 0}
+        ax.annotate("", xy=(x, y), xytext=(0, 0), arrowprops=style)
+        ax.text(1.15 * x, 1.15 * y, str(n), ha="center", va="center")
+    limit = 1.3 * points.norm(dim=1).max().item()
+    ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+    ax.set(xlabel="first number", ylabel="second number")
+    return ax
+
+# %% ../nbs/toolbox/plots.ipynb #23f85f4a
 def bias_gallery(
     biases: dict,  # title -> (N, N) numbers that are added to the scores
     cols: int = 3,  # panels a row
@@ -226,7 +256,18 @@ def bias_gallery(
         heatmap(bias, "key position j", "query position i", title, ax=ax, signed=True)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #7843da03
+# %% ../nbs/toolbox/plots.ipynb #53797700
+def whole_ticks(
+    fig: plt.Figure,  # its axes are changed
+) -> plt.Figure:
+    "Only whole numbers at the ticks, for axes that count things; colour bars stay."
+    for ax in fig.axes:
+        if ax.get_label() != "<colorbar>":
+            ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.yaxis.get_major_locator().set_params(integer=True)
+    return fig
+
+# %% ../nbs/toolbox/plots.ipynb #9d0ffff9
 def learning_curves(
     log,  # a table with a row an epoch: epoch, train_loss, val_loss, train_acc, val_acc
 ) -> plt.Figure:
@@ -241,7 +282,7 @@ def learning_curves(
         ax.legend(frameon=False)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #c22db85b
+# %% ../nbs/toolbox/plots.ipynb #81b68db0
 def confusion_heatmap(
     counts: Tensor,  # (K, K): rows are the true classes, columns the predicted ones
     classes: list[str],  # K names
@@ -260,7 +301,7 @@ def confusion_heatmap(
     ax.tick_params(axis="y", rotation=0, length=0)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #d2651cf1
+# %% ../nbs/toolbox/plots.ipynb #ccbedb72
 def show_predictions(
     images: Tensor,  # (B, C, H, W)
     probs: Tensor,  # (B, K)
@@ -283,17 +324,352 @@ def show_predictions(
         bars.axis("off")
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #23f2bb75
+# %% ../nbs/toolbox/plots.ipynb #baa179c0
+def picture_row(
+    pictures: dict,  # title -> (C, H, W)
+    width: float = 2.6,  # inches a picture
+    cols: int = 4,  # pictures a row
+) -> plt.Figure:
+    "Pictures side by side, each with its title, sides in their true proportion."
+    rows, cols = math.ceil(len(pictures) / cols), min(cols, len(pictures))
+    tallest = max(image.shape[-2] / image.shape[-1] for image in pictures.values())
+    lines = 1 + max(title.count("\n") for title in pictures)
+    figsize = (width * cols, rows * (width * tallest + 0.1 + 0.17 * lines))
+    fig, axes = plt.subplots(rows, cols, figsize=figsize, squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, (title, image) in zip(axes.flat, pictures.items()):
+        ax.imshow(to_picture(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        ax.set_title(title, fontsize=9)
+    return fig
+
+# %% ../nbs/toolbox/plots.ipynb #bc7acfc8
+def grid_lines(
+    image: Tensor,  # (C, H, W), floats in 0..1
+    patch_size: int,  # side of a square, in pixels
+    numbers: bool = True,  # write each patch's number into it
+    ax: plt.Axes | None = None,
+    title: str = "",
+) -> plt.Axes:
+    "A picture under the lines along which it will be cut, patches numbered row by row."
+    height, width = image.shape[-2:]
+    ax = ax or plt.subplots(figsize=(6.4, 6.4 * height / width + 0.6))[1]
+    ax.imshow(to_picture(image), cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0), interpolation="nearest")
+    for style in ({"color": "black", "linewidth": 2}, {"color": "white", "linewidth": 0.8}):
+        ax.hlines(range(0, height + 1, patch_size), 0, width, **style)
+        ax.vlines(range(0, width + 1, patch_size), 0, height, **style)
+    cols = width // patch_size
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.75}
+    for n in range(height // patch_size * cols if numbers else 0):
+        x, y = (n % cols + 0.5) * patch_size, (n // cols + 0.5) * patch_size
+        ax.text(x, y, str(n), ha="center", va="center", fontsize=7, color="black", bbox=box)
+    ax.set(xlabel="column of pixels", ylabel="row of pixels", title=title)
+    ax.spines[:].set_visible(False)
+    return ax
+
+# %% ../nbs/toolbox/plots.ipynb #59432290
+def patch_sheet(
+    patches: Tensor,  # (N, p * p * C), each patch in the order row, column, channel
+    patch_size: int,  # side of a patch, in pixels
+    grid: tuple[int, int],  # (rows, cols), with rows * cols = N
+    gap: int = 1,  # pixels between patches
+    ax: plt.Axes | None = None,
+    title: str = "",
+) -> plt.Axes:
+    "Patches as small pictures, laid out on a grid with gaps between them."
+    (rows, cols), p = grid, patch_size
+    tiles = patches.detach().float().clamp(0, 1).reshape(rows, cols, p, p, -1)
+    tiles = tiles.expand(-1, -1, -1, -1, 3)  # grey stays grey
+    tiles = torch.nn.functional.pad(tiles, (0, 0, 0, gap, 0, gap), value=1.0)
+    picture = tiles.permute(0, 2, 1, 3, 4).reshape(rows * (p + gap), cols * (p + gap), 3)[:-gap, :-gap]
+    ax = ax or plt.subplots(figsize=(6.4, 6.4 * picture.shape[0] / picture.shape[1] + 0.3))[1]
+    ax.imshow(picture.numpy(), interpolation="nearest")
+    ax.set_title(title, fontsize=9)
+    ax.axis("off")
+    return ax
+
+# %% ../nbs/toolbox/plots.ipynb #a4716a1c
+def number_grid(
+    values: Tensor,  # (rows, cols), whole numbers to write
+    groups: Tensor,  # (rows, cols), which colour each cell gets
+    xlabel: str = "",
+    ylabel: str = "",
+    title: str = "",
+    ax: plt.Axes | None = None,
+) -> plt.Axes:
+    "A table of whole numbers whose cells are coloured by group."
+    rows, cols = values.shape
+    ax = ax or plt.subplots(figsize=(0.5 * cols + 0.6, 0.5 * rows + 0.6))[1]
+    colors = sns.color_palette("pastel", int(groups.max()) + 1)
+    for (row, col), value in np.ndenumerate(values.numpy()):
+        face = colors[int(groups[row, col])]
+        ax.add_patch(plt.Rectangle((col - 0.5, row - 0.5), 1, 1, facecolor=face, edgecolor="white"))
+        ax.text(col, row, str(int(value)), ha="center", va="center", fontsize=9, color="black")
+    ax.set(xlim=(-0.5, cols - 0.5), ylim=(rows - 0.5, -0.5), aspect="equal", xlabel=xlabel, ylabel=ylabel)
+    ax.set_title(title, fontsize=9)
+    ax.set_xticks(range(cols))
+    ax.set_yticks(range(rows))
+    ax.tick_params(length=0, labelsize=8)
+    ax.spines[:].set_visible(False)
+    return ax
+
+# %% ../nbs/toolbox/plots.ipynb #5d3b9c40
+def time_marks(
+    times: dict,  # name -> milliseconds
+    title: str = "",
+    ax: plt.Axes | None = None,
+) -> plt.Axes:
+    "Times as marks on a logarithmic axis, the number written beside each."
+    ax = ax or plt.subplots(figsize=(6, 0.38 * len(times) + 0.9))[1]
+    for y, milliseconds in enumerate(times.values()):
+        ax.plot(milliseconds, y, "o", color="C0", markersize=8)
+        text = {"xytext": (9, 0), "textcoords": "offset points", "va": "center", "fontsize": 9, "color": "black"}
+        ax.annotate(f"{milliseconds:.3g} ms", (milliseconds, y), **text)
+    ax.set(xscale="log", xlabel="milliseconds (logarithmic)", title=title)
+    ax.set_xlim(min(times.values()) / 2, max(times.values()) * 4)
+    ax.set_ylim(len(times) - 0.5, -0.5)
+    ax.set_yticks(range(len(times)), list(times))
+    ax.grid(axis="y", color="0.9")
+    return ax
+
+# %% ../nbs/toolbox/plots.ipynb #29ab51ad
+def template_maps(
+    templates: dict,  # name -> (C, p, p)
+    maps: Tensor,  # (K, rows, cols), one a template: its dot product with each patch
+    width: float = 2.1,  # inches a map
+) -> plt.Figure:
+    "Templates above the maps that they make; grey is 0 in a template, white is 0 in a map."
+    rows, cols = maps.shape[-2:]
+    height = width * rows / cols
+    options = {"height_ratios": [0.9, height], "squeeze": False}
+    fig, axes = plt.subplots(2, len(maps), figsize=(width * len(maps), 1.35 + height), **options)
+    for (top, bottom), (name, template), values in zip(axes.T, templates.items(), maps):
+        template = template / template.abs().max() / 2 + 0.5
+        top.imshow(to_picture(template), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        top.set_title(name, fontsize=9)
+        top.axis("off")
+        heatmap(values, ax=bottom, signed=True, colorbar=False)
+        bottom.set(xticks=[], yticks=[])
+    axes[1, 0].set_ylabel("rows of patches", fontsize=8)
+    for bottom in axes[1]:
+        bottom.set_xlabel("columns of patches", fontsize=8)
+    return fig
+
+# %% ../nbs/toolbox/plots.ipynb #f4dbadfc
+def bar_steps(
+    panels: dict,  # title -> (N,) values
+    names: list[str],  # one a bar
+    form: str = ".2f",  # of the numbers at the bars
+) -> plt.Figure:
+    "The numbers of the same few tokens at successive steps, a panel of bars a step."
+    fig, axes = plt.subplots(1, len(panels), figsize=(2.3 * len(panels), 2.3))
+    colors = sns.color_palette("colorblind", len(names))
+    for ax, (title, values) in zip(axes, panels.items()):
+        bars = ax.bar(names, values, color=colors)
+        ax.bar_label(bars, [format(float(v), form) for v in values], fontsize=8, padding=1)
+        ax.axhline(0, color="0.3", linewidth=0.8)
+        ax.margins(y=0.18)
+        ax.set_title(title, fontsize=9)
+        ax.tick_params(labelsize=8)
+    return fig
+
+# %% ../nbs/toolbox/plots.ipynb #e31a0d15
+def table_row(
+    tables: dict,  # title -> (rows, cols)
+    xlabel: str = "key j",
+    ylabel: str = "query i",
+    label: str = "weight",  # of the colour bar
+    annotate: bool | str = False,  # write the numbers into the cells
+    vmax: float | None = None,  # top of the one colour scale; None: the largest number
+    size: float = 2.3,  # inches a table
+    **options,  # as `heatmap`'s
+) -> plt.Figure:
+    "Tables side by side on one colour scale, from 0 up."
+    tables = {title: torch.as_tensor(table).detach().float() for title, table in tables.items()}
+    vmax = vmax or max(float(table.max()) for table in tables.values())
+    fig, axes = plt.subplots(1, len(tables), figsize=(size * len(tables) + 0.8, size + 0.3), squeeze=False)
+    for ax, (title, table) in zip(axes[0], tables.items()):
+        style = {"vmin": 0, "vmax": vmax, "annotate": annotate, "colorbar": False} | options
+        heatmap(table, xlabel, ylabel if ax is axes[0, 0] else "", title, ax=ax, **style)
+    fig.colorbar(axes[0, -1].images[0], ax=axes, label=label, shrink=0.8)
+    return whole_ticks(fig)
+
+# %% ../nbs/toolbox/plots.ipynb #5471728c
+def query_maps(
+    image: Tensor,  # (C, H, W), floats in 0..1
+    heads: dict,  # title -> (N, N) weights
+    queries: dict,  # name -> (row, col) of the patch that asks
+    grid: tuple[int, int],  # (rows, cols) of patches
+    size: float = 2.4,  # inches a picture
+) -> plt.Figure:
+    "A row a query, a column a head: which patches each query draws on, its own patch outlined; brightest is the row's largest."
+    side, tall = image.shape[-1] / grid[1], size * image.shape[-2] / image.shape[-1]
+    figsize = (size * (len(heads) + 1), (tall + 0.12) * len(queries) + 0.2)
+    fig, axes = plt.subplots(len(queries), len(heads) + 1, figsize=figsize, squeeze=False)
+    for line, (name, (row, col)) in zip(axes, queries.items()):
+        line[0].imshow(to_picture(image))
+        line[0].set_ylabel(name, fontsize=9)
+        for ax, weights in zip(line[1:], heads.values()):
+            ax.imshow(to_picture(image.mean(0)), cmap="gray", vmin=0, vmax=1)
+            weights = weights[row * grid[1] + col].view(grid).detach()
+            extent = (-0.5, image.shape[-1] - 0.5, image.shape[-2] - 0.5, -0.5)
+            ax.imshow(weights, cmap="inferno", vmin=0, alpha=0.75, extent=extent, interpolation="nearest")
+        for ax in line:
+            ax.add_patch(plt.Rectangle((col * side, row * side), side, side, fill=False, edgecolor="cyan", linewidth=1.8))
+            ax.set(xticks=[], yticks=[])
+            sns.despine(ax=ax, left=True, bottom=True)
+    for ax, title in zip(axes[0], ["the query", *heads]):
+        ax.set_title(title, fontsize=9)
+    return fig
+
+# %% ../nbs/toolbox/plots.ipynb #0b807807
+def growth_lines(
+    x: list,  # sizes, shared by all lines
+    lines: dict,  # label -> numbers, one a size
+    xlabel: str,
+    ylabel: str,
+    slope: float | None = None,  # of a dashed line to compare with, through the first line's last point
+    ax: plt.Axes | None = None,
+) -> plt.Axes:
+    "Numbers against sizes, both axes logarithmic, so that a power of the size is a straight line."
+    ax = ax or plt.subplots(figsize=(4.6, 3))[1]
+    for n, (label, values) in enumerate(lines.items()):
+        ax.plot(x, values, marker="osv^"[n], label=label)
+    if slope is not None:
+        last = float(list(lines.values())[0][-1])
+        guide = [last * (size / x[-1]) ** slope for size in x]
+        ax.plot(x, guide, color="0.4", linestyle="--", label=f"slope {slope:g}")
+    ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+    ax.set_xticks(x, [str(size) for size in x])
+    ax.minorticks_off()
+    ax.legend(fontsize=8, frameon=False)
+    return ax
+
+# %% ../nbs/toolbox/plots.ipynb #dab85ba9
+def timing_dots(
+    panels: dict,  # title -> {label: times of the repeats}
+    unit: str = "milliseconds",
+) -> plt.Figure:
+    "Every repeat of a timing as a dot and the median as a bar, a panel a setting."
+    tall = 0.45 * max(len(times) for times in panels.values()) + 0.9
+    fig, axes = plt.subplots(1, len(panels), figsize=(3.1 * len(panels), tall), squeeze=False, sharey=True)
+    for ax, (title, times) in zip(axes[0], panels.items()):
+        for y, (label, values) in enumerate(times.items()):
+            ax.plot(values, [y] * len(values), "o", color=f"C{y}", alpha=0.4, markersize=4)
+            ax.plot([np.median(values)] * 2, [y - 0.3, y + 0.3], color="black", linewidth=2)
+        ax.set(title=title, xlabel=unit, xlim=(0, 1.6 * max(np.median(v) for v in times.values())))
+        ax.set_yticks(range(len(times)), list(times))
+        ax.set_ylim(len(times) - 0.5, -0.5)
+    return fig
+
+# %% ../nbs/toolbox/plots.ipynb #33b0e3f4
+from matplotlib.patches import FancyBboxPatch
+
+# %% ../nbs/toolbox/plots.ipynb #9ef47aa1
+_STEP_BOXES = [  # column, height, text, steps, palette colour
+    (0, 0, "input embedding", "1", 1), (0, 1, "+ positions", "2", 1), (0, 2.5, "multi-head\nattention", "4–10", 0),
+    (0, 3.6, "add & norm", "11", 2), (0, 4.8, "feed-forward", "12", 4), (0, 5.9, "add & norm", "13", 2),
+    (1, 0, "output embedding,\nshifted right", "14", 1), (1, 1, "+ positions", "", 1),
+    (1, 2.5, "masked multi-head\nattention", "15", 3), (1, 3.6, "add & norm", "16", 2),
+    (1, 4.8, "cross-attention", "14", 0), (1, 5.9, "add & norm", "16", 2), (1, 7.1, "feed-forward", "", 4),
+    (1, 8.2, "add & norm", "16", 2), (1, 9.5, "linear", "16", 5), (1, 10.5, "softmax", "16", 5),
+]
+_STEP_SKIPS = [(0, 1.72, 3.6), (0, 4.2, 5.9), (1, 1.72, 3.6), (1, 4.2, 5.9), (1, 6.5, 8.2)]  # column, from, to
+_COLUMN = 4.6  # distance of the two columns
+
+
+def _arrow_along(ax, points, color="0.3"):
+    "A line through all points that ends in an arrow head."
+    ax.plot(*zip(*points[:-1]), color=color, lw=1.1, solid_capstyle="butt")
+    style = {"arrowstyle": "-|>", "color": color, "lw": 1.1, "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", points[-1], points[-2], arrowprops=style)
+
+
+def _step_box(ax, x, y, text, steps, color):
+    "A rounded box with its step numbers on a badge at the right."
+    shape = "round,pad=0,rounding_size=0.12"
+    face = sns.color_palette("pastel")[color]
+    ax.add_patch(FancyBboxPatch((x - 1.2, y - 0.33), 2.4, 0.66, boxstyle=shape, facecolor=face, edgecolor="0.3"))
+    ax.text(x, y, text, ha="center", va="center", fontsize=8.5, color="black", linespacing=0.95)
+    if steps:
+        badge = {"boxstyle": "round,pad=0.25", "facecolor": "0.2", "edgecolor": "white"}
+        ax.text(x + 1.2, y + 0.26, steps, ha="center", va="center", fontsize=7.5, color="white", bbox=badge)
+
+# %% ../nbs/toolbox/plots.ipynb #1837b2f2
+def draw_sixteen_steps(ax: plt.Axes | None = None) -> plt.Axes:
+    "The Transformer of Vaswani et al. (2017) as boxes: encoder left, decoder right, the steps 1 to 16 on badges."
+    ax = ax or plt.subplots(figsize=(6.8, 8.2))[1]
+    for column, y, *rest in _STEP_BOXES:
+        _step_box(ax, column * _COLUMN, y, *rest)
+    for (column, low, *_), (after, high, *_) in zip(_STEP_BOXES, _STEP_BOXES[1:]):
+        if column == after:
+            _arrow_along(ax, [(column * _COLUMN, low + 0.33), (column * _COLUMN, high - 0.33)])
+    for column, low, high in _STEP_SKIPS:
+        x = column * _COLUMN
+        _arrow_along(ax, [(x, low), (x - 1.5, low), (x - 1.5, high), (x - 1.2, high)], sns.color_palette()[3])
+    for column, top in ((0, 6.4), (1, 8.7)):
+        x = column * _COLUMN
+        frame = {"fill": False, "edgecolor": "0.5", "linestyle": "--"}
+        ax.add_patch(plt.Rectangle((x - 1.7, 1.5), 3.45, top - 1.5, **frame))
+        ax.text(x + 1.85, (1.5 + top) / 2, "× L", ha="left", va="center", fontsize=10, color="black")
+    _step_links(ax)
+    ax.set(xlim=(-2.2, _COLUMN + 2.4), ylim=(-1.5, 11.7))
+    ax.axis("off")
+    return ax
+
+# %% ../nbs/toolbox/plots.ipynb #9f0385c5
+def _step_links(ax):
+    "The bridge from encoder to decoder, what goes in and comes out, and the two headings."
+    right, blue = _COLUMN, sns.color_palette()[0]
+    _arrow_along(ax, [(0, 6.23), (0, 7.0), (2.5, 7.0), (2.5, 4.7), (right - 1.2, 4.7)], blue)
+    ax.text(1.2, 7.1, "memory: keys and values", ha="center", va="bottom", fontsize=8, color="black")
+    ax.text(0.08, 1.9, "3: Q, K, V", ha="left", va="center", fontsize=8, color="black")
+    for x, text in ((0, "the source, all at once"), (right, "the outputs so far")):
+        _arrow_along(ax, [(x, -0.9), (x, -0.33)])
+        ax.text(x, -1.0, text, ha="center", va="top", fontsize=8.5, style="italic", color="black")
+    _arrow_along(ax, [(right, 10.83), (right, 11.25)])
+    ax.text(right, 11.3, "probabilities of the next symbol", ha="center", va="bottom", fontsize=8.5, style="italic", color="black")
+    ax.text(-1.7, 9.6, "Encoder", ha="left", fontsize=12, weight="bold", color="black")
+    ax.text(-1.7, 8.6, "orange: residual connections\nblue: what the encoder found", ha="left", fontsize=8.5, color="black")
+    ax.text(right - 1.5, 9.9, "Decoder", ha="right", fontsize=12, weight="bold", color="black")
+
+# %% ../nbs/toolbox/plots.ipynb #5d4f5ea1
+def draw_curves(
+    curves: dict,  # label -> (N,) values
+    x=None,  # (N,) where they stand; None: 0, 1, 2, ...
+    xlabel: str = "",
+    ylabel: str = "",
+    title: str = "",
+    logx: bool = False,
+    logy: bool = False,
+    markers: bool = True,  # a different mark for each curve, at up to 13 points
+    ax: plt.Axes | None = None,
+) -> plt.Axes:
+    "Labelled curves in one panel."
+    ax = ax or plt.subplots(figsize=(5, 3))[1]
+    styles = zip("osv^D", ("-", "--", "-.", ":", "-"))
+    for (label, values), (mark, style) in zip(curves.items(), styles):
+        values = torch.as_tensor(values).detach().cpu()
+        where = range(len(values)) if x is None else x
+        every = max(1, len(values) // 12)
+        ax.plot(where, values, style, marker=mark if markers else None, markevery=every, markersize=4, lw=1.5, label=label)
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    ax.set_xscale("log" if logx else "linear")
+    ax.set_yscale("log" if logy else "linear")
+    ax.legend(fontsize=8, frameon=False)
+    return ax
+
+# %% ../nbs/toolbox/plots.ipynb #31b5171f
 def _arrow(ax, start, end, bow):
     "An arrow down to the next box, or one that leaves to the left and passes `bow` beside the boxes."
     path = [(0, start - 0.32), (0, end + 0.34)]
     if bow:
-        path = [(-1, start), (-1 - bow, start), (-1 - bow, end), (-1.02, end)]
+        path = [(-1, start - 0.14), (-1 - bow, start - 0.14), (-1 - bow, end + 0.14), (-1, end + 0.14)]
     (x0, y0), (x1, y1) = path[-2:]
     ax.plot(*zip(*path[:-1]), color="0.35", lw=1.2)
     ax.annotate("", (x1, y1), (x0, y0), arrowprops={"arrowstyle": "-|>", "color": "0.35", "lw": 1.2, "shrinkA": 0, "shrinkB": 0})
 
-# %% ../nbs/toolbox/plots.ipynb #81b68db0
+# %% ../nbs/toolbox/plots.ipynb #6832bc80
 def draw_flow(
     labels: list[str],  # one a box, from top to bottom
     notes: list[str] | None = None,  # text to the right of each box
@@ -311,14 +687,15 @@ def draw_flow(
         ax.add_patch(plt.Rectangle((-1, -i - 0.32), 2, 0.64, facecolor=palette[colors[i]], edgecolor="0.35"))
         ax.text(0, -i, label, ha="center", va="center", fontsize=9, color="black")
         ax.text(1.1, -i, notes[i] if notes else "", ha="left", va="center", fontsize=9, color="black")
+    skips = any(end > start + 1 for start, end in edges)
     for start, end in edges:
-        _arrow(ax, -start, -end, 0 if end == start + 1 else 0.15 + 0.04 * (end - start))
-    widest = max([0.15 + 0.04 * (end - start) for start, end in edges if end > start + 1], default=0)
-    ax.set(xlim=(-1.1 - widest, 3.2 if notes else 1.1), ylim=(-n + 0.4, 0.6), title=title)
+        _arrow(ax, -start, -end, 0.25 if end > start + 1 else 0)
+    share = 0.0105 * max(len(note) for note in notes or [""])  # of the width, for the notes
+    ax.set(xlim=(-1.4 if skips else -1.1, 1.1 + 2.4 * share / (1 - share)), ylim=(-n + 0.4, 0.6), title=title)
     ax.axis("off")
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #ccbedb72
+# %% ../nbs/toolbox/plots.ipynb #66463839
 def token_layout(
     rows: dict[str, list[str]],  # name of a row: the kind of each token, in order
     ax: plt.Axes | None = None,
@@ -342,7 +719,119 @@ def token_layout(
     sns.despine(ax=ax, left=True, bottom=True)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #baa179c0
+# %% ../nbs/toolbox/plots.ipynb #44352ffd
+def crop_gallery(
+    image: Tensor,  # (C, H, W)
+    boxes: list[tuple[int, int, int, int]],  # top, left, height, width in pixels
+    crops: list[Tensor],  # what became of each box, (C, h, w)
+) -> plt.Figure:
+    "An image with numbered boxes, and beside it what each box becomes."
+    fig, axes = plt.subplots(1, len(boxes) + 1, figsize=(2.3 * (len(boxes) + 1), 2.6))
+    axes[0].imshow(to_picture(image), cmap="gray", vmin=0, vmax=1)
+    axes[0].set_title("before, with the boxes")
+    for n, ((top, left, height, width), crop, ax) in enumerate(zip(boxes, crops, axes[1:])):
+        options = {"edgecolor": f"C{n}", "linewidth": 2.5, "linestyle": ["-", "--", ":"][n % 3]}
+        axes[0].add_patch(plt.Rectangle((left, top), width, height, fill=False, **options))
+        ax.imshow(to_picture(crop), cmap="gray", vmin=0, vmax=1)
+        ax.set_title(f"box {n + 1} ({['solid', 'dashed', 'dotted'][n % 3]}): {width} x {height}", color="black")
+        ax.spines[:].set(visible=True, **options)
+    for ax in axes:
+        ax.set(xticks=[], yticks=[])
+    return fig
+
+# %% ../nbs/toolbox/plots.ipynb #021fbf9a
+def normalized_view(
+    pairs: dict[str, tuple[Tensor, Tensor]],  # name -> (H, W) before and after
+) -> plt.Figure:
+    "One channel before and after normalising, and how its values are spread."
+    fig, axes = plt.subplots(len(pairs), 3, figsize=(9, 2.5 * len(pairs)), squeeze=False)
+    for row, (name, (before, after)) in zip(axes, pairs.items()):
+        heatmap(before, title=f"{name}: before", label="value", ax=row[0], cmap="gray", vmin=0, vmax=1)
+        heatmap(after, title=f"{name}: after", label="value", ax=row[1], signed=True)
+        for values, label, style in ((before, "before", "-"), (after, "after", "--")):
+            sns.kdeplot(values.flatten()[::7].numpy(), label=label, linestyle=style, ax=row[2], cut=0)
+        row[2].set(xlabel="value", ylabel="density")
+        row[2].legend(frameon=False)
+        for ax in row[:2]:
+            ax.set(xticks=[], yticks=[])
+    return fig
+
+# %% ../nbs/toolbox/plots.ipynb #efe2dcc8
+def before_and_after(
+    rows: dict[str, list[Tensor]],  # name -> the image before, then draws of it after, (C, H, W) in 0..1
+    size: float = 1.25,  # inches a picture
+) -> plt.Figure:
+    "Each image in the first column, and random draws of a transform to its right."
+    cols = max(len(images) for images in rows.values())
+    fig, axes = plt.subplots(len(rows), cols, figsize=(size * cols + 0.8, size * len(rows) + 0.3), squeeze=False)
+    for line, (name, images) in zip(axes, rows.items()):
+        for i, (ax, image) in enumerate(zip(line, images)):
+            ax.imshow(to_picture(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set(visible=True, linewidth=3 if i == 0 else 0.5, color="0.2" if i == 0 else "0.7")
+        line[0].set_ylabel(name)
+    axes[0, 0].set_title("before")
+    for i, ax in enumerate(axes[0, 1:], start=1):
+        ax.set_title(f"draw {i}")
+    return fig
+
+# %% ../nbs/toolbox/plots.ipynb #538819d7
+def run_spread(
+    results: dict[str, list[float]],  # name -> one number a run
+    ylabel: str = "test accuracy",
+    ax: plt.Axes | None = None,
+) -> plt.Axes:
+    "Each run as a dot, with mean and deviation beside the dots."
+    ax = ax or plt.subplots(figsize=(1.6 * len(results) + 1.2, 2.8))[1]
+    for x, (name, values) in enumerate(results.items()):
+        beside = x + 0.05 * np.arange(len(values))  # equal numbers stay visible
+        ax.plot(beside - 0.05, values, "os^D"[x % 4], color=f"C{x}", alpha=0.7)
+        mean, deviation = np.mean(values), np.std(values, ddof=1)
+        ax.errorbar(x + 0.2, mean, deviation, fmt="_", color="black", markersize=12, capsize=4)
+    ax.set_xticks(range(len(results)), results)
+    ax.set(xlim=(-0.5, len(results) - 0.4), ylabel=ylabel)
+    return ax
+
+# %% ../nbs/toolbox/plots.ipynb #e6062b18
+def recipe_curves(
+    log,  # a table with columns step, split ("train" or "valid"), loss, accuracy
+    chance: float,  # accuracy of a blind guess
+    title: str = "",
+    marks: tuple = (),  # steps to mark by a vertical line
+) -> plt.Figure:
+    "Loss and accuracy over the steps of a run, on training batches and validation images."
+    fig, axes = plt.subplots(1, 2, figsize=(8, 2.7))
+    for ax, kind, blind in zip(axes, ("loss", "accuracy"), (-math.log(chance), chance)):
+        for split, marker in (("train", "."), ("valid", "s")):
+            rows = log[log["split"] == split]
+            ax.plot(rows["step"], rows[kind], marker=marker, markersize=5, label=split)
+        ax.axhline(blind, color="0.4", linestyle=":", label="blind guess")
+        for step in marks:
+            ax.axvline(step, color="0.75", zorder=0)
+        ax.set(xlabel="step", ylabel=kind)
+    axes[0].legend(frameon=False)
+    fig.suptitle(title)
+    return fig
+
+# %% ../nbs/toolbox/plots.ipynb #1f852b83
+def loop_arrows(
+    ax: plt.Axes,  # of `draw_flow`
+    loops: dict[str, tuple[int, int]],  # label -> (number of the box it leaves, of the box it leads back to)
+) -> plt.Axes:
+    "Arrows back up, to the left of a column of boxes."
+    for n, (label, (start, end)) in enumerate(loops.items()):
+        x, shift = -1.25 - 0.35 * n, 0.12 - 0.24 * n
+        ax.plot([-1, x, x], [-start + shift, -start + shift, -end + shift], color="0.35", lw=1.2)
+        arrow = {"arrowstyle": "-|>", "color": "0.35", "lw": 1.2, "shrinkA": 0, "shrinkB": 0}
+        ax.annotate("", (-1, -end + shift), (x, -end + shift), arrowprops=arrow)
+        ax.text(x - 0.05, -(start + end) / 2, label, rotation=90, ha="right", va="center", fontsize=9, color="black")
+    ax.set_xlim(left=-1.5 - 0.35 * len(loops))
+    return ax
+
+# %% ../nbs/toolbox/plots.ipynb #b87865ac
+from matplotlib.colors import PowerNorm
+
+# %% ../nbs/toolbox/plots.ipynb #e9f6ea6c
 def stretch_maps(
     maps: Tensor,  # (B, rows, cols), a number a patch
     size: tuple[int, int],  # (H, W) of the picture
@@ -357,18 +846,23 @@ def draw_overlay(
     ax: plt.Axes,
     image: Tensor,  # (C, H, W), floats in 0..1
     stretched: Tensor,  # (H, W), the map at the image's size
-    vmax: float,  # number that gets the brightest colour; 0 gets the darkest
-    alpha: float = 0.65,  # how much the colours cover the picture
+    limits: tuple[float, float],  # numbers that get the darkest and the brightest colour
+    alpha: float = 0.6,  # how much the colours cover the picture
     title: str = "",
 ):  # the coloured picture, for a colour bar
     "A map in colour over the grey picture, so that colour means the map and nothing else."
     ax.imshow(to_picture(image.detach().float().mean(0)), cmap="gray", vmin=0, vmax=1)
-    drawn = ax.imshow(stretched.cpu().numpy(), cmap="inferno", vmin=0, vmax=vmax, alpha=alpha)
+    drawn = ax.imshow(stretched.cpu().numpy(), cmap="inferno", vmin=limits[0], vmax=limits[1], alpha=alpha)
     ax.set_title(title, fontsize=8)
     ax.axis("off")
     return drawn
 
-# %% ../nbs/toolbox/plots.ipynb #bc7acfc8
+# %% ../nbs/toolbox/plots.ipynb #f2c90425
+def _lines(titles) -> int:
+    "How many lines the longest title has."
+    return max((title.count("\n") + 1 for title in titles), default=0) if titles else 0
+
+# %% ../nbs/toolbox/plots.ipynb #94effed0
 def overlay_sheet(
     images: Tensor,  # (B, C, H, W), floats in 0..1
     maps: Tensor,  # (B, rows, cols), shares of a patch
@@ -378,29 +872,24 @@ def overlay_sheet(
     size: float = 1.4,  # inches a picture
     label: str = "times an even share",  # of the colour bar
 ) -> plt.Figure:
-    "Each picture above the same picture under its map, all maps on one scale."
+    "Each picture above the same picture under its map; one scale, from the sheet's smallest number to its largest."
     maps = maps.detach().float() * maps[0].numel()
-    stretched, vmax = stretch_maps(maps, images.shape[-2:], smooth), float(maps.max())
+    stretched, limits = stretch_maps(maps, images.shape[-2:], smooth), (float(maps.min()), float(maps.max()))
     cols, rows = min(cols, len(images)), math.ceil(len(images) / cols)
     tall = size * images.shape[-2] / images.shape[-1]
     figsize = (size * cols + 0.9, rows * (2 * tall + 0.15 + 0.14 * _lines(titles)))
-    fig, axes = plt.subplots(2 * rows, cols, figsize=figsize, squeeze=False)
+    fig, axes = plt.subplots(2 * rows, cols, figsize=figsize, squeeze=False, layout="constrained")
     for ax in axes.flat:
         ax.axis("off")
     for i, image in enumerate(images):
         row, col = 2 * (i // cols), i % cols
         axes[row, col].imshow(to_picture(image), cmap="gray", vmin=0, vmax=1)
         axes[row, col].set_title(titles[i] if titles else "", fontsize=8)
-        drawn = draw_overlay(axes[row + 1, col], image, stretched[i], vmax)
+        drawn = draw_overlay(axes[row + 1, col], image, stretched[i], limits)
     fig.colorbar(drawn, ax=axes, label=label, shrink=min(1, 2 / (rows * tall)), aspect=15 * min(1, tall))
     return fig
 
-
-def _lines(titles) -> int:
-    "How many lines the longest title has."
-    return max((title.count("\n") + 1 for title in titles), default=0) if titles else 0
-
-# %% ../nbs/toolbox/plots.ipynb #59432290
+# %% ../nbs/toolbox/plots.ipynb #17e216af
 def map_row(
     image: Tensor,  # (C, H, W), floats in 0..1
     maps: dict,  # title -> (rows, cols), shares of a patch
@@ -414,30 +903,31 @@ def map_row(
     stretched, tall = stretch_maps(table, image.shape[-2:], smooth), size * image.shape[-2] / image.shape[-1]
     lines = _lines(list(maps))
     figsize = ((len(maps) + 1) * (size + (0 if shared else 0.5)) + 0.9, tall + 0.15 + 0.17 * lines)
-    fig, axes = plt.subplots(1, len(maps) + 1, figsize=figsize)
+    fig, axes = plt.subplots(1, len(maps) + 1, figsize=figsize, layout="constrained")
     axes[0].imshow(to_picture(image), cmap="gray", vmin=0, vmax=1)
     axes[0].set_title("the image", fontsize=8)
     axes[0].axis("off")
     for ax, title, values, picture in zip(axes[1:], maps, table, stretched):
-        vmax = float(table.max() if shared else values.max())
-        drawn = draw_overlay(ax, image, picture, vmax, title=title)
+        ranged = table if shared else values
+        drawn = draw_overlay(ax, image, picture, (float(ranged.min()), float(ranged.max())), title=title)
         if not shared:
             fig.colorbar(drawn, ax=ax, shrink=0.8).ax.tick_params(labelsize=7)
     if shared:
         fig.colorbar(drawn, ax=axes, label=label, shrink=0.9)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #a4716a1c
+# %% ../nbs/toolbox/plots.ipynb #c15a3d17
 def head_mosaic(
     maps: Tensor,  # (L, h, rows, cols), a row of attention for each layer and head
     label: str = "attention weight",  # of the colour bar
     size: float = 1.0,  # inches a map
 ) -> plt.Figure:
-    "One small map for each layer (from top to bottom) and head (from left to right), on one scale."
+    "A small map for each layer (down) and head (across); colours follow the square root, so that small numbers show."
     depth, heads = maps.shape[:2]
     fig, axes = plt.subplots(depth, heads, figsize=(size * heads + 1.2, size * depth + 0.3), squeeze=False)
+    norm = PowerNorm(0.5, vmin=0, vmax=float(maps.max()))
     for (layer, head), ax in np.ndenumerate(axes):
-        drawn = ax.imshow(maps[layer, head], cmap="inferno", vmin=0, vmax=float(maps.max()))
+        drawn = ax.imshow(maps[layer, head], cmap="inferno", norm=norm)
         ax.set(xticks=[], yticks=[])
         if layer == 0:
             ax.set_title(f"head {head}", fontsize=8)
@@ -446,7 +936,24 @@ def head_mosaic(
     fig.colorbar(drawn, ax=axes, label=label, shrink=0.8)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #5d3b9c40
+# %% ../nbs/toolbox/plots.ipynb #779d7b62
+def layer_strip(
+    maps: Tensor,  # (L, rows, cols), a number a patch, none below 0
+    title: str = "after layer {}",  # of each map, with its number
+    label: str = "",  # of the colour bar
+    size: float = 1.6,  # inches a map
+) -> plt.Figure:
+    "One map a layer, from left to right; colours follow the square root, so that small numbers show."
+    norm = PowerNorm(0.5, vmin=0, vmax=float(maps.max()))
+    fig, axes = plt.subplots(1, len(maps), figsize=(size * len(maps) + 0.9, size + 0.4), squeeze=False)
+    for layer, ax in enumerate(axes[0]):
+        drawn = ax.imshow(maps[layer], norm=norm)
+        ax.set(title=title.format(layer), xticks=[], yticks=[], xlabel="patch column")
+    axes[0, 0].set_ylabel("patch row")
+    fig.colorbar(drawn, ax=axes, label=label)
+    return fig
+
+# %% ../nbs/toolbox/plots.ipynb #abcf7472
 def draw_links(
     layers: list[Tensor],  # (N, N) a layer, the first layer first; row: to, column: from
     names: list[str],  # of the tokens
@@ -458,7 +965,7 @@ def draw_links(
         for (to, origin), share in np.ndenumerate(layer.numpy()):
             if share > 0:
                 ax.plot([origin, to], [y, y + 1], color=f"C{origin}", lw=9 * share, alpha=0.75, solid_capstyle="butt")
-                spot = 0.3 if origin != to else 0.5
+                spot = [0.62, 0.22, 0.38][min(abs(to - origin), 2)]  # labels of crossing lines stay apart
                 x = origin + spot * (to - origin)
                 box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
                 ax.text(x, y + spot, f"{share:.2g}", ha="center", va="center", fontsize=8, color="black", bbox=box)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+from .data import make_loader
+
 # %% ../nbs/toolbox/report.ipynb #2da038e9
 @torch.no_grad()
 def predict_all(
@@ -24,14 +26,14 @@ def predict_all(
 ) -> tuple[Tensor, Tensor, Tensor]:  # images (N, C, H, W) in 0..1, probabilities (N, K), labels (N,)
     "What the model says of every image of a set, without augmentation."
     model.eval()
-    parts = [[], [], []]
-    for images, labels in {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}[split]():
+    batches = []
+    for images, labels in make_loader(data, split):
         images = images.float() / 255
-        for part, value in zip(parts, (images, model(images.to(model.device)).softmax(-1).cpu(), labels)):
-            part.append(value)
-    return tuple(torch.cat(part) for part in parts)
+        batches.append((images, model(images.to(model.device)).softmax(-1).cpu(), labels))
+    images, probs, labels = (torch.cat(part) for part in zip(*batches))
+    return images, probs, labels
 
-
+# %% ../nbs/toolbox/report.ipynb #6b6945b9
 def score(
     probs: Tensor,  # (N, K)
     labels: Tensor,  # (N,)
@@ -45,13 +47,13 @@ def score(
         "per_class_accuracy": dict(zip(classes, recall.tolist())),
     }
 
-# %% ../nbs/toolbox/report.ipynb #df838b4b
+# %% ../nbs/toolbox/report.ipynb #e0aa0cb2
 def versions() -> dict[str, str]:
     "Versions of what the result depends on."
     names = ("vit_course", "torch", "torchvision", "pytorch-lightning", "torchmetrics")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
-
+# %% ../nbs/toolbox/report.ipynb #67fd99af
 def pick(
     probs: Tensor,  # (N, K)
     labels: Tensor,  # (N,)
@@ -59,11 +61,12 @@ def pick(
     n: int = 8,  # how many
 ) -> Tensor:  # indices, of as many classes as possible
     "The first right, or the first wrong, predictions of each class, taken in turns."
-    hits = (probs.argmax(1) == labels) == right
-    order = [(int((labels[:i][hits[:i]] == labels[i]).sum()), int(labels[i]), i) for i in hits.nonzero()[:500, 0].tolist()]
-    return torch.tensor([i for *_, i in sorted(order)[:n]], dtype=torch.long)
+    hits = ((probs.argmax(1) == labels) == right).nonzero()[:, 0]
+    # how many hits of the same class came before: 0 for the first of each class
+    turn = [int((labels[hits[:i]] == labels[hit]).sum()) for i, hit in enumerate(hits)]
+    return hits[torch.tensor(turn, dtype=torch.long).argsort(stable=True)][:n]
 
-# %% ../nbs/toolbox/report.ipynb #8aa9a4bf
+# %% ../nbs/toolbox/report.ipynb #12272070
 def write_report(
     model,  # a trained `LitViT`
     data,  # its data module
@@ -80,7 +83,7 @@ def write_report(
         figure.savefig(folder / f"{name}.png", dpi=130)
     return metrics
 
-# %% ../nbs/toolbox/report.ipynb #3663c75a
+# %% ../nbs/toolbox/report.ipynb #1cd7cf7e
 def draw_report(model, data, folder, images, probs, labels) -> dict:  # name -> figure
     "The report's pictures."
     import matplotlib
@@ -88,7 +91,6 @@ def draw_report(model, data, folder, images, probs, labels) -> dict:  # name -> 
 
     matplotlib.use("agg", force=False)
     from vit_course import plots
-    from vit_course.rollout import show_rollout
 
     plots.use_style()
     figures = {}
@@ -105,13 +107,12 @@ def draw_report(model, data, folder, images, probs, labels) -> dict:  # name -> 
             figures[f"rollout_{name}"] = rollout_figure(model, *some)
     return figures
 
-# %% ../nbs/toolbox/report.ipynb #a0cbfce1
+# %% ../nbs/toolbox/report.ipynb #006b09fd
 def rollout_figure(model, images, probs, labels, classes):
     "Rollout overlays with the true and the predicted class above each."
     from vit_course.rollout import show_rollout
 
     said = probs.argmax(1)
-    titles = [
-        f"{classes[t]}" if t == p else f"{classes[t]}\ntaken for\n{classes[p]}" for t, p in zip(labels.tolist(), said.tolist())
-    ]
+    pairs = zip(labels.tolist(), said.tolist())
+    titles = [classes[t] if t == p else f"{classes[t]}\ntaken for\n{classes[p]}" for t, p in pairs]
     return show_rollout(model, images, titles=titles)

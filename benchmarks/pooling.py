@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+"""Class token against mean pooling: the quickstart recipe, three seeds each, on the bundled images.
+
+    python benchmarks/pooling.py [--seeds 0 1 2] [--epochs N] [--threads N]
+
+Writes benchmarks/results/pooling.csv with a row an epoch: pool, seed, epoch, val_acc, and test_acc in the last one. A run that stands
+in the file already is not made again, so the command can be stopped and started at will.
+"""
+import argparse
+import csv
+import logging
+import warnings
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+import yaml
+
+from vit_course.cli import recipes
+from vit_course.data import FashionMiniData
+from vit_course.training import EpochSeed, LitViT
+
+TARGET = Path(__file__).parent / "results" / "pooling.csv"
+COLUMNS = ["pool", "seed", "epoch", "val_acc", "test_acc"]
+
+
+class Curve(pl.Callback):
+    "Keeps the accuracy on the validation images after each epoch."
+
+    def __init__(self):
+        self.values = []
+
+    def on_validation_epoch_end(self, trainer, module):
+        if not trainer.sanity_checking:
+            self.values.append(trainer.callback_metrics["val_acc"].item())
+
+
+def train(pool: str, seed: int, epochs: int | None) -> list[dict]:
+    "One run of the recipe with another pooling and seed: its rows."
+    recipe = yaml.safe_load(recipes()["quickstart"].read_text())
+    pl.seed_everything(seed, verbose=False)
+    data = FashionMiniData(**recipe["data"]["init_args"])  # the same split for every seed
+    linked = {name: getattr(data, name) for name in ("num_classes", "in_chans", "img_size", "mean", "std", "classes")}
+    model = LitViT(**recipe["model"] | linked | {"pool": pool})
+    options = recipe["trainer"] | ({"max_epochs": epochs} if epochs else {})
+    curve = Curve()
+    trainer = pl.Trainer(
+        **options, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, callbacks=[EpochSeed(seed), curve],
+    )
+    trainer.fit(model, data)
+    test = trainer.test(model, data, verbose=False)[0]["test_acc"]
+    last = len(curve.values) - 1
+    return [
+        {"pool": pool, "seed": seed, "epoch": i, "val_acc": round(v, 4), "test_acc": round(test, 4) if i == last else ""}
+        for i, v in enumerate(curve.values)
+    ]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, help="instead of the recipe's")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    rows = list(csv.DictReader(TARGET.open())) if TARGET.exists() else []
+    for seed in args.seeds:
+        for pool in ("cls", "mean"):
+            if any((row["pool"], int(row["seed"])) == (pool, seed) for row in rows):
+                continue
+            rows += train(pool, seed, args.epochs)
+            TARGET.parent.mkdir(exist_ok=True)
+            with TARGET.open("w", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+            print(pool, seed, "test accuracy", rows[-1]["test_acc"], flush=True)
+
+
+if __name__ == "__main__":
+    main()
