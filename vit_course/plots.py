@@ -327,15 +327,16 @@ def show_predictions(
 # %% ../nbs/toolbox/plots.ipynb #baa179c0
 def picture_row(
     pictures: dict,  # title -> (C, H, W)
-    width: float = 2.6,  # inches a picture
+    height: float = 1.65,  # inches a picture
     cols: int = 4,  # pictures a row
 ) -> plt.Figure:
-    "Pictures side by side, each with its title, sides in their true proportion."
+    "Pictures side by side, all of one height, each with its title, sides in their true proportion."
     rows, cols = math.ceil(len(pictures) / cols), min(cols, len(pictures))
-    tallest = max(image.shape[-2] / image.shape[-1] for image in pictures.values())
+    wide = [image.shape[-1] / image.shape[-2] for image in pictures.values()]
+    widths = [max(wide[col::cols]) for col in range(cols)]
     lines = 1 + max(title.count("\n") for title in pictures)
-    figsize = (width * cols, rows * (width * tallest + 0.1 + 0.17 * lines))
-    fig, axes = plt.subplots(rows, cols, figsize=figsize, squeeze=False)
+    figsize = (height * sum(widths), rows * (height + 0.1 + 0.17 * lines))
+    fig, axes = plt.subplots(rows, cols, figsize=figsize, squeeze=False, width_ratios=widths)
     for ax in axes.flat:
         ax.axis("off")
     for ax, (title, image) in zip(axes.flat, pictures.items()):
@@ -436,23 +437,22 @@ def time_marks(
 def template_maps(
     templates: dict,  # name -> (C, p, p)
     maps: Tensor,  # (K, rows, cols), one a template: its dot product with each patch
-    width: float = 2.1,  # inches a map
+    width: float = 2.0,  # inches a map
 ) -> plt.Figure:
     "Templates above the maps that they make; grey is 0 in a template, white is 0 in a map."
-    rows, cols = maps.shape[-2:]
-    height = width * rows / cols
+    height = width * maps.shape[-2] / maps.shape[-1]
     options = {"height_ratios": [0.9, height], "squeeze": False}
-    fig, axes = plt.subplots(2, len(maps), figsize=(width * len(maps), 1.35 + height), **options)
+    fig, axes = plt.subplots(2, len(maps), figsize=(width * len(maps) + 0.8, 1.5 + height), **options)
     for (top, bottom), (name, template), values in zip(axes.T, templates.items(), maps):
         template = template / template.abs().max() / 2 + 0.5
         top.imshow(to_picture(template), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         top.set_title(name, fontsize=9)
-        top.axis("off")
-        heatmap(values, ax=bottom, signed=True, colorbar=False)
-        bottom.set(xticks=[], yticks=[])
-    axes[1, 0].set_ylabel("rows of patches", fontsize=8)
-    for bottom in axes[1]:
-        bottom.set_xlabel("columns of patches", fontsize=8)
+        heatmap(values / values.abs().max(), "column of patches", ax=bottom, signed=True, colorbar=False)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set(visible=True, color="0.6")
+    axes[1, 0].set_ylabel("row of patches")
+    fig.colorbar(axes[1, 0].images[0], ax=axes[1], label="share of the\nlargest value")
     return fig
 
 # %% ../nbs/toolbox/plots.ipynb #f4dbadfc
@@ -491,6 +491,7 @@ def table_row(
     for ax, (title, table) in zip(axes[0], tables.items()):
         style = {"vmin": 0, "vmax": vmax, "annotate": annotate, "colorbar": False} | options
         heatmap(table, xlabel, ylabel if ax is axes[0, 0] else "", title, ax=ax, **style)
+        plt.setp(ax.texts, in_layout=False)  # or the layout would measure every number
     fig.colorbar(axes[0, -1].images[0], ax=axes, label=label, shrink=0.8)
     return whole_ticks(fig)
 
@@ -504,22 +505,21 @@ def query_maps(
 ) -> plt.Figure:
     "A row a query, a column a head: which patches each query draws on, its own patch outlined; brightest is the row's largest."
     side, tall = image.shape[-1] / grid[1], size * image.shape[-2] / image.shape[-1]
-    figsize = (size * (len(heads) + 1), (tall + 0.12) * len(queries) + 0.2)
-    fig, axes = plt.subplots(len(queries), len(heads) + 1, figsize=figsize, squeeze=False)
+    shape = (len(queries), len(heads) + 1)
+    fig, axes = plt.subplots(*shape, figsize=(size * shape[1], (tall + 0.12) * shape[0] + 0.2), squeeze=False)
     for line, (name, (row, col)) in zip(axes, queries.items()):
         line[0].imshow(to_picture(image))
         line[0].set_ylabel(name, fontsize=9)
         for ax, weights in zip(line[1:], heads.values()):
             ax.imshow(to_picture(image.mean(0)), cmap="gray", vmin=0, vmax=1)
-            weights = weights[row * grid[1] + col].view(grid).detach()
-            extent = (-0.5, image.shape[-1] - 0.5, image.shape[-2] - 0.5, -0.5)
+            weights, extent = weights[row * grid[1] + col].view(grid).detach(), ax.images[0].get_extent()
             ax.imshow(weights, cmap="inferno", vmin=0, alpha=0.75, extent=extent, interpolation="nearest")
         for ax in line:
             ax.add_patch(plt.Rectangle((col * side, row * side), side, side, fill=False, edgecolor="cyan", linewidth=1.8))
             ax.set(xticks=[], yticks=[])
-            sns.despine(ax=ax, left=True, bottom=True)
     for ax, title in zip(axes[0], ["the query", *heads]):
         ax.set_title(title, fontsize=9)
+    sns.despine(fig, left=True, bottom=True)
     return fig
 
 # %% ../nbs/toolbox/plots.ipynb #0b807807
@@ -629,8 +629,8 @@ def _step_links(ax):
         ax.text(x, -1.0, text, ha="center", va="top", fontsize=8.5, style="italic", color="black")
     _arrow_along(ax, [(right, 10.83), (right, 11.25)])
     ax.text(right, 11.3, "probabilities of the next symbol", ha="center", va="bottom", fontsize=8.5, style="italic", color="black")
-    ax.text(-1.7, 9.6, "Encoder", ha="left", fontsize=12, weight="bold", color="black")
-    ax.text(-1.7, 8.6, "orange: residual connections\nblue: what the encoder found", ha="left", fontsize=8.5, color="black")
+    ax.text(-1.7, 7.75, "Encoder", ha="left", fontsize=12, weight="bold", color="black")
+    ax.text(-1.7, 10.6, "orange: residual connections\nblue: what the encoder found", ha="left", fontsize=8.5, color="black")
     ax.text(right - 1.5, 9.9, "Decoder", ha="right", fontsize=12, weight="bold", color="black")
 
 # %% ../nbs/toolbox/plots.ipynb #5d4f5ea1
@@ -862,7 +862,14 @@ def _lines(titles) -> int:
     "How many lines the longest title has."
     return max((title.count("\n") + 1 for title in titles), default=0) if titles else 0
 
-# %% ../nbs/toolbox/plots.ipynb #94effed0
+# %% ../nbs/toolbox/plots.ipynb #c3c7c992
+def _plain(ax: plt.Axes, image: Tensor, title: str):
+    "The image itself."
+    ax.imshow(to_picture(image), cmap="gray", vmin=0, vmax=1)
+    ax.set_title(title, fontsize=8)
+    ax.axis("off")
+
+# %% ../nbs/toolbox/plots.ipynb #e09a6653
 def overlay_sheet(
     images: Tensor,  # (B, C, H, W), floats in 0..1
     maps: Tensor,  # (B, rows, cols), shares of a patch
@@ -883,13 +890,12 @@ def overlay_sheet(
         ax.axis("off")
     for i, image in enumerate(images):
         row, col = 2 * (i // cols), i % cols
-        axes[row, col].imshow(to_picture(image), cmap="gray", vmin=0, vmax=1)
-        axes[row, col].set_title(titles[i] if titles else "", fontsize=8)
+        _plain(axes[row, col], image, titles[i] if titles else "")
         drawn = draw_overlay(axes[row + 1, col], image, stretched[i], limits)
     fig.colorbar(drawn, ax=axes, label=label, shrink=min(1, 2 / (rows * tall)), aspect=15 * min(1, tall))
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #17e216af
+# %% ../nbs/toolbox/plots.ipynb #23cd2e4f
 def map_row(
     image: Tensor,  # (C, H, W), floats in 0..1
     maps: dict,  # title -> (rows, cols), shares of a patch
@@ -904,9 +910,7 @@ def map_row(
     lines = _lines(list(maps))
     figsize = ((len(maps) + 1) * (size + (0 if shared else 0.5)) + 0.9, tall + 0.15 + 0.17 * lines)
     fig, axes = plt.subplots(1, len(maps) + 1, figsize=figsize, layout="constrained")
-    axes[0].imshow(to_picture(image), cmap="gray", vmin=0, vmax=1)
-    axes[0].set_title("the image", fontsize=8)
-    axes[0].axis("off")
+    _plain(axes[0], image, "the image")
     for ax, title, values, picture in zip(axes[1:], maps, table, stretched):
         ranged = table if shared else values
         drawn = draw_overlay(ax, image, picture, (float(ranged.min()), float(ranged.max())), title=title)
@@ -916,7 +920,7 @@ def map_row(
         fig.colorbar(drawn, ax=axes, label=label, shrink=0.9)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #c15a3d17
+# %% ../nbs/toolbox/plots.ipynb #5a69b433
 def head_mosaic(
     maps: Tensor,  # (L, h, rows, cols), a row of attention for each layer and head
     label: str = "attention weight",  # of the colour bar
@@ -936,7 +940,7 @@ def head_mosaic(
     fig.colorbar(drawn, ax=axes, label=label, shrink=0.8)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #779d7b62
+# %% ../nbs/toolbox/plots.ipynb #79f11fed
 def layer_strip(
     maps: Tensor,  # (L, rows, cols), a number a patch, none below 0
     title: str = "after layer {}",  # of each map, with its number
@@ -953,7 +957,7 @@ def layer_strip(
     fig.colorbar(drawn, ax=axes, label=label)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #abcf7472
+# %% ../nbs/toolbox/plots.ipynb #89197a3e
 def draw_links(
     layers: list[Tensor],  # (N, N) a layer, the first layer first; row: to, column: from
     names: list[str],  # of the tokens

@@ -29,7 +29,7 @@ def _record(
     before = [layer.register_forward_pre_hook(ask, with_kwargs=True) for layer in layers]
     return before + [layer.register_forward_hook(keep, prepend=True) for layer in layers]
 
-# %% ../nbs/07_attention_rollout.ipynb #8d3c633e
+# %% ../nbs/07_attention_rollout.ipynb #b7270e1f
 @torch.no_grad()
 def capture_attention(
     model: nn.Module,  # a model with `MultiHeadAttention` layers, such as a `ViT` or a `LitViT`
@@ -53,7 +53,7 @@ def capture_attention(
             module.training = training
     return torch.stack(maps)
 
-# %% ../nbs/07_attention_rollout.ipynb #678b59e7
+# %% ../nbs/07_attention_rollout.ipynb #f2407bf3
 def mix_residual(
     fused: Tensor,  # (..., N, N), one map for each layer or image, no entry below 0
     residual: float = 0.5,  # r, the share of the skip connection
@@ -66,7 +66,7 @@ def mix_residual(
     mixed = torch.where(mixed.sum(dim=-1, keepdim=True) > 0, mixed, eye)
     return mixed / mixed.sum(dim=-1, keepdim=True)
 
-# %% ../nbs/07_attention_rollout.ipynb #bc46b75b
+# %% ../nbs/07_attention_rollout.ipynb #3f313cbc
 def fuse_heads(
     attention: Tensor,  # (B, h, N, N), one layer
     head_fusion: str = "mean",  # "mean", "max" or "min"
@@ -81,7 +81,7 @@ def fuse_heads(
         return attention.amin(dim=1)
     raise ValueError(f"head_fusion={head_fusion!r} is not known: use 'mean', 'max' or 'min'")
 
-# %% ../nbs/07_attention_rollout.ipynb #bb5c84eb
+# %% ../nbs/07_attention_rollout.ipynb #2454686a
 def discard_smallest(
     fused: Tensor,  # (B, N, N)
     discard_ratio: float = 0.0,  # share of the candidates that is set to 0
@@ -97,7 +97,7 @@ def discard_smallest(
     kept = candidates.scatter(1, smallest, 0.0).view_as(rows)
     return torch.cat([prefix, kept], dim=1)
 
-# %% ../nbs/07_attention_rollout.ipynb #3f6d3e4f
+# %% ../nbs/07_attention_rollout.ipynb #34fb9aa9
 def _check_rollout(attentions, residual: float, discard_ratio: float, start_layer: int, prefix: int) -> None:
     "Raise `ValueError` for options that `attention_rollout` cannot use."
     if not len(attentions) or attentions[0].ndim != 4:
@@ -112,7 +112,7 @@ def _check_rollout(attentions, residual: float, discard_ratio: float, start_laye
     if not 0 <= prefix <= attentions[0].shape[-1]:
         raise ValueError(f"num_prefix_tokens={prefix} must lie in 0..{attentions[0].shape[-1]}, the number of tokens")
 
-# %% ../nbs/07_attention_rollout.ipynb #34fb9aa9
+# %% ../nbs/07_attention_rollout.ipynb #7d687613
 def attention_rollout(
     attentions: Tensor | list[Tensor],  # (L, B, h, N, N), or a list of L tensors (B, h, N, N)
     residual: float = 0.5,  # share of the skip connection
@@ -133,7 +133,7 @@ def attention_rollout(
         rollout = mixed if rollout is None else mixed @ rollout
     return rollout
 
-# %% ../nbs/07_attention_rollout.ipynb #f88ed792
+# %% ../nbs/07_attention_rollout.ipynb #0f1769b1
 def rollout_heatmap(
     model: nn.Module,  # a `ViT`, or a `LitViT` around one
     images: Tensor,  # (B, C, H, W)
@@ -149,7 +149,7 @@ def rollout_heatmap(
     # 3. patches only, as a picture
     return pooled[:, prefix:].unflatten(1, vit.grid)
 
-# %% ../nbs/07_attention_rollout.ipynb #6a34829d
+# %% ../nbs/07_attention_rollout.ipynb #d732319f
 def show_rollout(
     model: nn.Module,  # a `ViT`, or a `LitViT` around one
     images: Tensor,  # (B, C, H, W), floats in 0..1
@@ -161,4 +161,6 @@ def show_rollout(
     "Each image above its rollout heat map; brighter patches have a larger share in the model's output."
     from vit_course.plots import overlay_sheet  # here, so that importing this module stays light
 
+    if titles is not None and len(titles) != len(images):
+        raise ValueError(f"titles has {len(titles)} entries for {len(images)} images: give one an image, or None")
     return overlay_sheet(images, rollout_heatmap(model, images, **options), titles, smooth, cols)
