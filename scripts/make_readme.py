@@ -16,6 +16,7 @@ def readme() -> str:
         cell.source = re.sub(r"(?m)^#\|.*\n?", "", cell.source)
     notebook.cells = [cell for cell in notebook.cells if cell.source.strip()]
     body, _ = MarkdownExporter().from_notebook_node(notebook)
+    body = re.sub(r"\]\((?!https?:|#|\.\./)", "](nbs/", body).replace("](../", "](")
     note = "<!-- Made from nbs/index.ipynb by scripts/make_readme.py: edit the notebook. -->\n\n"
     return note + re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-# %% ../nbs/03_attention.ipynb #3fce12da
+# %% ../nbs/03_attention.ipynb #3a477f97
 def causal_mask(
     n_tokens: int,  # N
 ) -> Tensor:  # (N, N), True where query i may attend to key j
@@ -22,7 +22,7 @@ def causal_mask(
     # 1. True on and below the diagonal: j <= i
     return torch.ones(n_tokens, n_tokens, dtype=torch.bool).tril()
 
-# %% ../nbs/03_attention.ipynb #d0bf5069
+# %% ../nbs/03_attention.ipynb #76b922fa
 def _apply_mask(scores, mask):
     "Scores with the mask applied: boolean (True: may attend) or float (added)."
     if mask is None:
@@ -33,7 +33,7 @@ def _apply_mask(scores, mask):
         raise ValueError(f"mask of dtype {mask.dtype}: use booleans (True: may attend), or floats to be added")
     return scores + mask
 
-# %% ../nbs/03_attention.ipynb #76b922fa
+# %% ../nbs/03_attention.ipynb #716d827a
 def scaled_dot_product_attention(
     q: Tensor,  # (..., N, d) queries
     k: Tensor,  # (..., M, d) keys
@@ -49,7 +49,7 @@ def scaled_dot_product_attention(
     # 3. Weighted mean of the values; dropout must not touch the returned weights
     return F.dropout(weights, dropout) @ v, weights
 
-# %% ../nbs/03_attention.ipynb #f2902b6d
+# %% ../nbs/03_attention.ipynb #bf7eb76a
 def causal_attention(
     q: Tensor,  # (..., N, d)
     k: Tensor,  # (..., N, d)
@@ -59,7 +59,7 @@ def causal_attention(
     # 1. A mask on the same device, then the formula; the weights are not needed
     return scaled_dot_product_attention(q, k, v, causal_mask(q.shape[-2]).to(q.device))[0]
 
-# %% ../nbs/03_attention.ipynb #1ba734e6
+# %% ../nbs/03_attention.ipynb #e0040e63
 class ScaledDotProductAttention(nn.Module):
     "The formula as a layer without weights (Vaswani et al. 2017, §3.2.1)."
 
@@ -74,7 +74,7 @@ class ScaledDotProductAttention(nn.Module):
         # 1. Dropout in training alone
         return scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0)
 
-# %% ../nbs/03_attention.ipynb #b706c286
+# %% ../nbs/03_attention.ipynb #fceec819
 class AttentionHead(nn.Module):
     "One head of self-attention with layers of its own."
 
@@ -94,14 +94,14 @@ class AttentionHead(nn.Module):
         # 1. Step 4, then steps 5 to 8
         return self.attend(self.q(x), self.k(x), self.v(x), mask)
 
-# %% ../nbs/03_attention.ipynb #cfa159d9
+# %% ../nbs/03_attention.ipynb #d2dd9fd3
 def _head_width(dim, num_heads):
     "Width of one head; both sizes checked."
     if num_heads < 1 or dim % num_heads:
         raise ValueError(f"dim={dim} is not divisible by num_heads={num_heads}: heads share the width evenly")
     return dim // num_heads
 
-# %% ../nbs/03_attention.ipynb #d2dd9fd3
+# %% ../nbs/03_attention.ipynb #f680ea20
 class MultiHeadSelfAttention(nn.Module):
     "Many heads by a loop: slow and plain (Vaswani et al. 2017, §3.2.2)."
 
@@ -122,7 +122,7 @@ class MultiHeadSelfAttention(nn.Module):
         # 2. Side by side, then mixed
         return self.proj(torch.cat(outs, dim=-1))
 
-# %% ../nbs/03_attention.ipynb #af90beb8
+# %% ../nbs/03_attention.ipynb #9042a230
 def split_heads(
     qkv: Tensor,  # (B, N, 3 * D), laid out as (3, heads, head width)
     num_heads: int,  # h
@@ -131,14 +131,14 @@ def split_heads(
     # 1. Heads move in front of the tokens, so that each head is a batch entry of its own
     return rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=num_heads)
 
-# %% ../nbs/03_attention.ipynb #321f988b
+# %% ../nbs/03_attention.ipynb #fbcf83ed
 def merge_heads(
     out: Tensor,  # (B, h, N, d)
 ) -> Tensor:  # (B, N, h * d)
     "Heads side by side again (Vaswani et al. 2017, §3.2.2, Concat)."
     return rearrange(out, "b h n d -> b n (h d)")
 
-# %% ../nbs/03_attention.ipynb #fa091b05
+# %% ../nbs/03_attention.ipynb #140090e7
 class HeadwiseLinear(nn.Module):
     "A linear layer that keeps heads as an axis, as the official JAX weights do (Dosovitskiy et al. 2021)."
 
@@ -157,7 +157,7 @@ class HeadwiseLinear(nn.Module):
         # 1. Sum over the last axes of x and the first axes of the weight
         return torch.tensordot(x, self.weight, dims=len(self.in_shape)) + self.bias
 
-# %% ../nbs/03_attention.ipynb #671f7270
+# %% ../nbs/03_attention.ipynb #bd2a7b40
 @torch.no_grad()
 def headwise_to_linear(
     layer: HeadwiseLinear,
@@ -168,7 +168,7 @@ def headwise_to_linear(
     linear.bias.copy_(layer.bias.flatten())
     return linear
 
-# %% ../nbs/03_attention.ipynb #91b401bb
+# %% ../nbs/03_attention.ipynb #06f99b18
 class HeadwiseAttention(nn.Module):
     "Multi-head self-attention in the layout of the official JAX code (Dosovitskiy et al. 2021)."
 
@@ -190,12 +190,12 @@ class HeadwiseAttention(nn.Module):
         # 2. The formula, then tokens in front again; the last layer sums over heads and widths
         return self.out(scaled_dot_product_attention(q, k, v, mask)[0].transpose(1, 2))
 
-# %% ../nbs/03_attention.ipynb #baf00c0a
+# %% ../nbs/03_attention.ipynb #f62a53c6
 def _bias_of(layer):
     "The layer's bias, zeros where it has none."
     return layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
 
-# %% ../nbs/03_attention.ipynb #f62a53c6
+# %% ../nbs/03_attention.ipynb #74df677c
 @torch.no_grad()
 def fuse_qkv(
     q: nn.Linear,  # in -> D
@@ -214,7 +214,7 @@ def fuse_qkv(
     fused.bias.copy_(torch.cat([_bias_of(q), _bias_of(k), _bias_of(v)]))
     return fused
 
-# %% ../nbs/03_attention.ipynb #dbbe618c
+# %% ../nbs/03_attention.ipynb #6d66e321
 def _known_impl(impl):
     "The name itself, if it is one of the three."
     if impl not in ("auto", "manual", "sdpa"):
@@ -236,14 +236,14 @@ def _run(layer, q, k, v, mask, need_weights):
         return scaled_dot_product_attention(q, k, v, mask, dropout)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout), None
 
-# %% ../nbs/03_attention.ipynb #4f2d646e
+# %% ../nbs/03_attention.ipynb #774fe228
 def _fits(x, dim):
     "The input itself, if it is a batch of tokens of the layer's width."
     if x.ndim != 3 or x.shape[-1] != dim:
         raise ValueError(f"x of shape {tuple(x.shape)} does not fit: this layer takes (B, N, {dim})")
     return x
 
-# %% ../nbs/03_attention.ipynb #abe90065
+# %% ../nbs/03_attention.ipynb #6ae2ba30
 class MultiHeadAttention(nn.Module):
     "Self-attention in several heads side by side (Vaswani et al. 2017, §3.2.2)."
 

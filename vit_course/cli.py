@@ -168,8 +168,9 @@ def standing_callbacks() -> list[Callback]:
 
 def run_lightning(args: list[str]) -> CourseCLI:
     "Lightning's sub-commands: fit, validate, test, predict."
-    # images in memory need no loading processes
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    # images in memory need no loading processes; the other is between Lightning and newer torch
+    for message in (".*does not have many workers.*", ".*LeafSpec.*"):
+        warnings.filterwarnings("ignore", message)
     return CourseCLI(
         LitViT, ImageData, subclass_mode_data=True, load_from_checkpoint_support=False,
         trainer_defaults={"callbacks": standing_callbacks(), "plugins": [SafeCheckpointIO()]},
@@ -288,7 +289,8 @@ def save_rollout(lit: LitViT, pictures, titles: list[str], path: Path, **options
     probs = lit(pictures).softmax(-1)
     names = lit.hparams.classes or list(map(str, range(probs.shape[1])))
     said = [f"{names[p.argmax()]} {p.max():.0%}" for p in probs]
-    figure = show_rollout(lit, pictures, titles=[f"{t}\n{s}" for t, s in zip(titles, said)], **options)
+    titles = [f"{title}\n→ {answer}" for title, answer in zip(titles, said)]
+    figure = show_rollout(lit, pictures, titles=titles, cols=8, **options)
     figure.savefig(path, dpi=130)
     print(f"wrote {path}")
 

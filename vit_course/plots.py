@@ -496,6 +496,13 @@ def table_row(
     return whole_ticks(fig)
 
 # %% ../nbs/toolbox/plots.ipynb #5471728c
+def _patch_map(ax, image, weights):
+    "The grey picture under a patch map in colour, brightest at the map's largest number."
+    ax.imshow(to_picture(image.mean(0)), cmap="gray", vmin=0, vmax=1)
+    style = {"cmap": "inferno", "vmin": 0, "vmax": 1, "alpha": 0.75, "interpolation": "nearest"}
+    return ax.imshow(weights / weights.max(), extent=ax.images[0].get_extent(), **style)
+
+# %% ../nbs/toolbox/plots.ipynb #b2f49478
 def query_maps(
     image: Tensor,  # (C, H, W), floats in 0..1
     heads: dict,  # title -> (N, N) weights
@@ -503,26 +510,25 @@ def query_maps(
     grid: tuple[int, int],  # (rows, cols) of patches
     size: float = 2.4,  # inches a picture
 ) -> plt.Figure:
-    "A row a query, a column a head: which patches each query draws on, its own patch outlined; brightest is the row's largest."
+    "A row a query, a column a head: which patches each query draws on, its own patch outlined."
     side, tall = image.shape[-1] / grid[1], size * image.shape[-2] / image.shape[-1]
-    shape = (len(queries), len(heads) + 1)
-    fig, axes = plt.subplots(*shape, figsize=(size * shape[1], (tall + 0.12) * shape[0] + 0.2), squeeze=False)
+    rows, cols = len(queries), len(heads) + 1
+    fig, axes = plt.subplots(rows, cols, figsize=(size * cols + 0.7, (tall + 0.12) * rows + 0.2), squeeze=False)
     for line, (name, (row, col)) in zip(axes, queries.items()):
         line[0].imshow(to_picture(image))
         line[0].set_ylabel(name, fontsize=9)
         for ax, weights in zip(line[1:], heads.values()):
-            ax.imshow(to_picture(image.mean(0)), cmap="gray", vmin=0, vmax=1)
-            weights, extent = weights[row * grid[1] + col].view(grid).detach(), ax.images[0].get_extent()
-            ax.imshow(weights, cmap="inferno", vmin=0, alpha=0.75, extent=extent, interpolation="nearest")
+            drawn = _patch_map(ax, image, weights[row * grid[1] + col].view(grid).detach())
         for ax in line:
             ax.add_patch(plt.Rectangle((col * side, row * side), side, side, fill=False, edgecolor="cyan", linewidth=1.8))
             ax.set(xticks=[], yticks=[])
     for ax, title in zip(axes[0], ["the query", *heads]):
         ax.set_title(title, fontsize=9)
+    fig.colorbar(drawn, ax=axes, label="weight / largest", shrink=min(1, 1.6 / (tall * rows) + 0.3))
     sns.despine(fig, left=True, bottom=True)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #0b807807
+# %% ../nbs/toolbox/plots.ipynb #b12a6c24
 def growth_lines(
     x: list,  # sizes, shared by all lines
     lines: dict,  # label -> numbers, one a size
@@ -545,7 +551,7 @@ def growth_lines(
     ax.legend(fontsize=8, frameon=False)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #dab85ba9
+# %% ../nbs/toolbox/plots.ipynb #fb27ca4a
 def timing_dots(
     panels: dict,  # title -> {label: times of the repeats}
     unit: str = "milliseconds",
@@ -562,10 +568,10 @@ def timing_dots(
         ax.set_ylim(len(times) - 0.5, -0.5)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #33b0e3f4
+# %% ../nbs/toolbox/plots.ipynb #9ef47aa1
 from matplotlib.patches import FancyBboxPatch
 
-# %% ../nbs/toolbox/plots.ipynb #9ef47aa1
+# %% ../nbs/toolbox/plots.ipynb #1837b2f2
 _STEP_BOXES = [  # column, height, text, steps, palette colour
     (0, 0, "input embedding", "1", 1), (0, 1, "+ positions", "2", 1), (0, 2.5, "multi-head\nattention", "4–10", 0),
     (0, 3.6, "add & norm", "11", 2), (0, 4.8, "feed-forward", "12", 4), (0, 5.9, "add & norm", "13", 2),
@@ -595,7 +601,7 @@ def _step_box(ax, x, y, text, steps, color):
         badge = {"boxstyle": "round,pad=0.25", "facecolor": "0.2", "edgecolor": "white"}
         ax.text(x + 1.2, y + 0.26, steps, ha="center", va="center", fontsize=7.5, color="white", bbox=badge)
 
-# %% ../nbs/toolbox/plots.ipynb #1837b2f2
+# %% ../nbs/toolbox/plots.ipynb #9f0385c5
 def draw_sixteen_steps(ax: plt.Axes | None = None) -> plt.Axes:
     "The Transformer of Vaswani et al. (2017) as boxes: encoder left, decoder right, the steps 1 to 16 on badges."
     ax = ax or plt.subplots(figsize=(6.8, 8.2))[1]
@@ -617,7 +623,7 @@ def draw_sixteen_steps(ax: plt.Axes | None = None) -> plt.Axes:
     ax.axis("off")
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #9f0385c5
+# %% ../nbs/toolbox/plots.ipynb #54d5a1d6
 def _step_links(ax):
     "The bridge from encoder to decoder, what goes in and comes out, and the two headings."
     right, blue = _COLUMN, sns.color_palette()[0]
@@ -633,7 +639,7 @@ def _step_links(ax):
     ax.text(-1.7, 10.6, "orange: residual connections\nblue: what the encoder found", ha="left", fontsize=8.5, color="black")
     ax.text(right - 1.5, 9.9, "Decoder", ha="right", fontsize=12, weight="bold", color="black")
 
-# %% ../nbs/toolbox/plots.ipynb #5d4f5ea1
+# %% ../nbs/toolbox/plots.ipynb #b582075f
 def draw_curves(
     curves: dict,  # label -> (N,) values
     x=None,  # (N,) where they stand; None: 0, 1, 2, ...
@@ -659,7 +665,7 @@ def draw_curves(
     ax.legend(fontsize=8, frameon=False)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #31b5171f
+# %% ../nbs/toolbox/plots.ipynb #6832bc80
 def _arrow(ax, start, end, bow):
     "An arrow down to the next box, or one that leaves to the left and passes `bow` beside the boxes."
     path = [(0, start - 0.32), (0, end + 0.34)]
@@ -669,7 +675,7 @@ def _arrow(ax, start, end, bow):
     ax.plot(*zip(*path[:-1]), color="0.35", lw=1.2)
     ax.annotate("", (x1, y1), (x0, y0), arrowprops={"arrowstyle": "-|>", "color": "0.35", "lw": 1.2, "shrinkA": 0, "shrinkB": 0})
 
-# %% ../nbs/toolbox/plots.ipynb #6832bc80
+# %% ../nbs/toolbox/plots.ipynb #78906e2f
 def draw_flow(
     labels: list[str],  # one a box, from top to bottom
     notes: list[str] | None = None,  # text to the right of each box
@@ -695,7 +701,7 @@ def draw_flow(
     ax.axis("off")
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #66463839
+# %% ../nbs/toolbox/plots.ipynb #5e8d9ed4
 def token_layout(
     rows: dict[str, list[str]],  # name of a row: the kind of each token, in order
     ax: plt.Axes | None = None,
@@ -719,7 +725,7 @@ def token_layout(
     sns.despine(ax=ax, left=True, bottom=True)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #44352ffd
+# %% ../nbs/toolbox/plots.ipynb #c2a1c55a
 def crop_gallery(
     image: Tensor,  # (C, H, W)
     boxes: list[tuple[int, int, int, int]],  # top, left, height, width in pixels
@@ -739,7 +745,7 @@ def crop_gallery(
         ax.set(xticks=[], yticks=[])
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #021fbf9a
+# %% ../nbs/toolbox/plots.ipynb #a2c3b36b
 def normalized_view(
     pairs: dict[str, tuple[Tensor, Tensor]],  # name -> (H, W) before and after
 ) -> plt.Figure:
@@ -756,7 +762,7 @@ def normalized_view(
             ax.set(xticks=[], yticks=[])
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #efe2dcc8
+# %% ../nbs/toolbox/plots.ipynb #cbf0377c
 def before_and_after(
     rows: dict[str, list[Tensor]],  # name -> the image before, then draws of it after, (C, H, W) in 0..1
     size: float = 1.25,  # inches a picture
@@ -775,7 +781,7 @@ def before_and_after(
         ax.set_title(f"draw {i}")
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #538819d7
+# %% ../nbs/toolbox/plots.ipynb #0a20b671
 def run_spread(
     results: dict[str, list[float]],  # name -> one number a run
     ylabel: str = "test accuracy",
@@ -792,7 +798,7 @@ def run_spread(
     ax.set(xlim=(-0.5, len(results) - 0.4), ylabel=ylabel)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #e6062b18
+# %% ../nbs/toolbox/plots.ipynb #218eca1d
 def recipe_curves(
     log,  # a table with columns step, split ("train" or "valid"), loss, accuracy
     chance: float,  # accuracy of a blind guess
@@ -813,7 +819,7 @@ def recipe_curves(
     fig.suptitle(title)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #1f852b83
+# %% ../nbs/toolbox/plots.ipynb #c31ca7ce
 def loop_arrows(
     ax: plt.Axes,  # of `draw_flow`
     loops: dict[str, tuple[int, int]],  # label -> (number of the box it leaves, of the box it leads back to)
@@ -828,10 +834,10 @@ def loop_arrows(
     ax.set_xlim(left=-1.5 - 0.35 * len(loops))
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #b87865ac
+# %% ../nbs/toolbox/plots.ipynb #e9f6ea6c
 from matplotlib.colors import PowerNorm
 
-# %% ../nbs/toolbox/plots.ipynb #e9f6ea6c
+# %% ../nbs/toolbox/plots.ipynb #f2c90425
 def stretch_maps(
     maps: Tensor,  # (B, rows, cols), a number a patch
     size: tuple[int, int],  # (H, W) of the picture
@@ -857,19 +863,19 @@ def draw_overlay(
     ax.axis("off")
     return drawn
 
-# %% ../nbs/toolbox/plots.ipynb #f2c90425
+# %% ../nbs/toolbox/plots.ipynb #c3c7c992
 def _lines(titles) -> int:
     "How many lines the longest title has."
     return max((title.count("\n") + 1 for title in titles), default=0) if titles else 0
 
-# %% ../nbs/toolbox/plots.ipynb #c3c7c992
+# %% ../nbs/toolbox/plots.ipynb #94effed0
 def _plain(ax: plt.Axes, image: Tensor, title: str):
     "The image itself."
     ax.imshow(to_picture(image), cmap="gray", vmin=0, vmax=1)
     ax.set_title(title, fontsize=8)
     ax.axis("off")
 
-# %% ../nbs/toolbox/plots.ipynb #e09a6653
+# %% ../nbs/toolbox/plots.ipynb #17e216af
 def overlay_sheet(
     images: Tensor,  # (B, C, H, W), floats in 0..1
     maps: Tensor,  # (B, rows, cols), shares of a patch
@@ -895,7 +901,7 @@ def overlay_sheet(
     fig.colorbar(drawn, ax=axes, label=label, shrink=min(1, 2 / (rows * tall)), aspect=15 * min(1, tall))
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #23cd2e4f
+# %% ../nbs/toolbox/plots.ipynb #c15a3d17
 def map_row(
     image: Tensor,  # (C, H, W), floats in 0..1
     maps: dict,  # title -> (rows, cols), shares of a patch
@@ -920,7 +926,7 @@ def map_row(
         fig.colorbar(drawn, ax=axes, label=label, shrink=0.9)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #5a69b433
+# %% ../nbs/toolbox/plots.ipynb #779d7b62
 def head_mosaic(
     maps: Tensor,  # (L, h, rows, cols), a row of attention for each layer and head
     label: str = "attention weight",  # of the colour bar
@@ -940,7 +946,7 @@ def head_mosaic(
     fig.colorbar(drawn, ax=axes, label=label, shrink=0.8)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #79f11fed
+# %% ../nbs/toolbox/plots.ipynb #abcf7472
 def layer_strip(
     maps: Tensor,  # (L, rows, cols), a number a patch, none below 0
     title: str = "after layer {}",  # of each map, with its number
@@ -957,7 +963,7 @@ def layer_strip(
     fig.colorbar(drawn, ax=axes, label=label)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #89197a3e
+# %% ../nbs/toolbox/plots.ipynb #48ed6b04
 def draw_links(
     layers: list[Tensor],  # (N, N) a layer, the first layer first; row: to, column: from
     names: list[str],  # of the tokens

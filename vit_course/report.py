@@ -115,4 +115,4 @@ def rollout_figure(model, images, probs, labels, classes):
     said = probs.argmax(1)
     pairs = zip(labels.tolist(), said.tolist())
     titles = [classes[t] if t == p else f"{classes[t]}\ntaken for\n{classes[p]}" for t, p in pairs]
-    return show_rollout(model, images, titles=titles)
+    return show_rollout(model, images, titles=titles, cols=8)
