@@ -8,6 +8,7 @@ __all__ = ['LINKED', 'HELP', 'recipes', 'resolve_recipes', 'free_folder', 'best_
            'read_images', 'rollout', 'choose_images', 'free_file', 'save_rollout', 'main', 'with_plain_errors']
 
 # %% ../nbs/toolbox/cli.ipynb #15a7c5c8
+import logging
 import os
 import sys
 import time
@@ -104,6 +105,12 @@ class CourseCLI(LightningCLI):
         if self.subcommand == "fit":
             use_run_folder(config)
 
+    def instantiate_trainer(self, **options):
+        trainer = super().instantiate_trainer(**options)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not the user's own
+            trainer.strategy.checkpoint_io = SafeCheckpointIO()
+        return trainer
+
     def after_fit(self):
         if self.config.fit.report and not self.trainer.fast_dev_run:
             finish_run(self)
@@ -166,16 +173,20 @@ def standing_callbacks() -> list[Callback]:
     return [EpochSeed(), checkpoint, Timer(), ResumeHint()]
 
 
+def _no_advertisement(line: logging.LogRecord) -> bool:
+    return "litlogger" not in line.getMessage()
+
+
 def run_lightning(args: list[str]) -> CourseCLI:
     "Lightning's sub-commands: fit, validate, test, predict."
     # images in memory need no loading processes; the other is between Lightning and newer torch
     for message in (".*does not have many workers.*", ".*LeafSpec.*"):
         warnings.filterwarnings("ignore", message)
-    return CourseCLI(
-        LitViT, ImageData, subclass_mode_data=True, load_from_checkpoint_support=False,
-        trainer_defaults={"callbacks": standing_callbacks(), "plugins": [SafeCheckpointIO()]},
-        args=resolve_recipes(args),
-    )
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_no_advertisement)
+    sys.argv = [sys.argv[0], *resolve_recipes(args)]  # where Lightning, and processes that it starts, read them
+    defaults = {"callbacks": standing_callbacks()}
+    options = {"subclass_mode_data": True, "load_from_checkpoint_support": False}
+    return CourseCLI(LitViT, ImageData, trainer_defaults=defaults, **options)
 
 # %% ../nbs/toolbox/cli.ipynb #1988b0a5
 def finish_run(cli: CourseCLI) -> None:

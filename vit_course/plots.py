@@ -63,7 +63,7 @@ def show_images(
         fig.suptitle(ax_title)
     return fig
 
-
+# %% ../nbs/toolbox/plots.ipynb #d32ef27f
 def heatmap(
     values: Tensor,  # (rows, cols)
     xlabel: str = "",
@@ -91,7 +91,7 @@ def heatmap(
         _annotate(ax, drawn, values, annotate if isinstance(annotate, str) else ".2f")
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #d32ef27f
+# %% ../nbs/toolbox/plots.ipynb #e312ced3
 def _annotate(ax, drawn, values, form):
     "Write each number in black or white, whichever reads better on its cell."
     for (row, col), value in np.ndenumerate(values):
@@ -99,7 +99,7 @@ def _annotate(ax, drawn, values, form):
         color = "black" if light else "white"
         ax.text(col, row, format(value, form), ha="center", va="center", fontsize=8, color=color)
 
-# %% ../nbs/toolbox/plots.ipynb #8c184c47
+# %% ../nbs/toolbox/plots.ipynb #4bc33dfb
 def compare_lines(
     panels: dict,  # title -> {label: (N,) values}
     xlabel: str = "position",
@@ -119,7 +119,7 @@ def compare_lines(
         ax.legend(fontsize=8, loc="upper center", ncols=len(lines))
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #eaa48830
+# %% ../nbs/toolbox/plots.ipynb #afc4cf6a
 def scorecard(
     table: dict,  # row name -> numbers, one a column
     columns: list,  # names of the columns
@@ -144,7 +144,7 @@ def scorecard(
     ax.tick_params(which="both", length=0)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #55f61469
+# %% ../nbs/toolbox/plots.ipynb #de68effd
 def clock_hands(
     encoding: Tensor,  # (N, D), sine and cosine columns interleaved
     positions: list,  # which rows to draw, a dial each
@@ -168,7 +168,7 @@ def clock_hands(
     fig.legend(*hands, loc="outside lower center", ncols=len(pairs), fontsize=8)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #781ea31e
+# %% ../nbs/toolbox/plots.ipynb #eaf98fda
 def rotation_circle(
     points: Tensor,  # (N, 2): sine and cosine of each position
     k: int,  # offset that the arrows bridge
@@ -186,7 +186,7 @@ def rotation_circle(
     ax.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect="equal", xlabel="sine", ylabel="cosine")
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #05c49730
+# %% ../nbs/toolbox/plots.ipynb #8f8f41e9
 def similarity_mosaic(
     similarity: Tensor,  # (N, N) between the positions of a grid, numbered row by row
     grid: tuple[int, int],  # (rows, cols), with rows * cols = N
@@ -208,7 +208,7 @@ def similarity_mosaic(
     ax.spines[:].set_visible(False)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #0f31c1a3
+# %% ../nbs/toolbox/plots.ipynb #6eb2c1c7
 def grid_over_photo(
     image: Tensor,  # (3, H, W), in 0..1
     values: Tensor,  # (rows, cols), a number a patch
@@ -229,7 +229,7 @@ def grid_over_photo(
     ax.figure.colorbar(drawn, ax=ax, label=label, shrink=0.7)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #17efe534
+# %% ../nbs/toolbox/plots.ipynb #7843da03
 def arrow_fan(
     points: Tensor,  # (N, 2) tips of arrows that start at (0, 0)
     ax: plt.Axes,
@@ -244,7 +244,7 @@ def arrow_fan(
     ax.set(xlabel="first number", ylabel="second number")
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #23f85f4a
+# %% ../nbs/toolbox/plots.ipynb #c22db85b
 def bias_gallery(
     biases: dict,  # title -> (N, N) numbers that are added to the scores
     cols: int = 3,  # panels a row
@@ -256,7 +256,7 @@ def bias_gallery(
         heatmap(bias, "key position j", "query position i", title, ax=ax, signed=True)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #53797700
+# %% ../nbs/toolbox/plots.ipynb #d2651cf1
 def whole_ticks(
     fig: plt.Figure,  # its axes are changed
 ) -> plt.Figure:
@@ -267,7 +267,7 @@ def whole_ticks(
             ax.yaxis.get_major_locator().set_params(integer=True)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #9d0ffff9
+# %% ../nbs/toolbox/plots.ipynb #23f2bb75
 def learning_curves(
     log,  # a table with a row an epoch: epoch, train_loss, val_loss, train_acc, val_acc
 ) -> plt.Figure:
@@ -282,7 +282,7 @@ def learning_curves(
         ax.legend(frameon=False)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #81b68db0
+# %% ../nbs/toolbox/plots.ipynb #72ddb2f1
 def confusion_heatmap(
     counts: Tensor,  # (K, K): rows are the true classes, columns the predicted ones
     classes: list[str],  # K names
@@ -301,7 +301,7 @@ def confusion_heatmap(
     ax.tick_params(axis="y", rotation=0, length=0)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #ccbedb72
+# %% ../nbs/toolbox/plots.ipynb #f59c1330
 def show_predictions(
     images: Tensor,  # (B, C, H, W)
     probs: Tensor,  # (B, K)
@@ -324,7 +324,7 @@ def show_predictions(
         bars.axis("off")
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #baa179c0
+# %% ../nbs/toolbox/plots.ipynb #be6b2f14
 def picture_row(
     pictures: dict,  # title -> (C, H, W)
     height: float = 1.65,  # inches a picture
@@ -344,7 +344,7 @@ def picture_row(
         ax.set_title(title, fontsize=9)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #bc7acfc8
+# %% ../nbs/toolbox/plots.ipynb #1f7a0e44
 def grid_lines(
     image: Tensor,  # (C, H, W), floats in 0..1
     patch_size: int,  # side of a square, in pixels
@@ -368,7 +368,7 @@ def grid_lines(
     ax.spines[:].set_visible(False)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #59432290
+# %% ../nbs/toolbox/plots.ipynb #1eb63c2e
 def patch_sheet(
     patches: Tensor,  # (N, p * p * C), each patch in the order row, column, channel
     patch_size: int,  # side of a patch, in pixels
@@ -389,7 +389,7 @@ def patch_sheet(
     ax.axis("off")
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #a4716a1c
+# %% ../nbs/toolbox/plots.ipynb #37c9cdc6
 def number_grid(
     values: Tensor,  # (rows, cols), whole numbers to write
     groups: Tensor,  # (rows, cols), which colour each cell gets
@@ -414,7 +414,7 @@ def number_grid(
     ax.spines[:].set_visible(False)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #5d3b9c40
+# %% ../nbs/toolbox/plots.ipynb #737bc9d4
 def time_marks(
     times: dict,  # name -> milliseconds
     title: str = "",
@@ -433,7 +433,7 @@ def time_marks(
     ax.grid(axis="y", color="0.9")
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #29ab51ad
+# %% ../nbs/toolbox/plots.ipynb #3132ad59
 def template_maps(
     templates: dict,  # name -> (C, p, p)
     maps: Tensor,  # (K, rows, cols), one a template: its dot product with each patch
@@ -455,7 +455,7 @@ def template_maps(
     fig.colorbar(axes[1, 0].images[0], ax=axes[1], label="share of the\nlargest value")
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #f4dbadfc
+# %% ../nbs/toolbox/plots.ipynb #7105b1ac
 def bar_steps(
     panels: dict,  # title -> (N,) values
     names: list[str],  # one a bar
@@ -473,7 +473,7 @@ def bar_steps(
         ax.tick_params(labelsize=8)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #e31a0d15
+# %% ../nbs/toolbox/plots.ipynb #738ecc3c
 def table_row(
     tables: dict,  # title -> (rows, cols)
     xlabel: str = "key j",
@@ -495,14 +495,14 @@ def table_row(
     fig.colorbar(axes[0, -1].images[0], ax=axes, label=label, shrink=0.8)
     return whole_ticks(fig)
 
-# %% ../nbs/toolbox/plots.ipynb #5471728c
+# %% ../nbs/toolbox/plots.ipynb #b2f49478
 def _patch_map(ax, image, weights):
     "The grey picture under a patch map in colour, brightest at the map's largest number."
     ax.imshow(to_picture(image.mean(0)), cmap="gray", vmin=0, vmax=1)
     style = {"cmap": "inferno", "vmin": 0, "vmax": 1, "alpha": 0.75, "interpolation": "nearest"}
     return ax.imshow(weights / weights.max(), extent=ax.images[0].get_extent(), **style)
 
-# %% ../nbs/toolbox/plots.ipynb #b2f49478
+# %% ../nbs/toolbox/plots.ipynb #0b807807
 def query_maps(
     image: Tensor,  # (C, H, W), floats in 0..1
     heads: dict,  # title -> (N, N) weights
@@ -528,7 +528,7 @@ def query_maps(
     sns.despine(fig, left=True, bottom=True)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #b12a6c24
+# %% ../nbs/toolbox/plots.ipynb #dab85ba9
 def growth_lines(
     x: list,  # sizes, shared by all lines
     lines: dict,  # label -> numbers, one a size
@@ -551,7 +551,7 @@ def growth_lines(
     ax.legend(fontsize=8, frameon=False)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #fb27ca4a
+# %% ../nbs/toolbox/plots.ipynb #d97e413d
 def timing_dots(
     panels: dict,  # title -> {label: times of the repeats}
     unit: str = "milliseconds",
@@ -568,10 +568,10 @@ def timing_dots(
         ax.set_ylim(len(times) - 0.5, -0.5)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #9ef47aa1
+# %% ../nbs/toolbox/plots.ipynb #1837b2f2
 from matplotlib.patches import FancyBboxPatch
 
-# %% ../nbs/toolbox/plots.ipynb #1837b2f2
+# %% ../nbs/toolbox/plots.ipynb #9f0385c5
 _STEP_BOXES = [  # column, height, text, steps, palette colour
     (0, 0, "input embedding", "1", 1), (0, 1, "+ positions", "2", 1), (0, 2.5, "multi-head\nattention", "4–10", 0),
     (0, 3.6, "add & norm", "11", 2), (0, 4.8, "feed-forward", "12", 4), (0, 5.9, "add & norm", "13", 2),
@@ -601,7 +601,7 @@ def _step_box(ax, x, y, text, steps, color):
         badge = {"boxstyle": "round,pad=0.25", "facecolor": "0.2", "edgecolor": "white"}
         ax.text(x + 1.2, y + 0.26, steps, ha="center", va="center", fontsize=7.5, color="white", bbox=badge)
 
-# %% ../nbs/toolbox/plots.ipynb #9f0385c5
+# %% ../nbs/toolbox/plots.ipynb #54d5a1d6
 def draw_sixteen_steps(ax: plt.Axes | None = None) -> plt.Axes:
     "The Transformer of Vaswani et al. (2017) as boxes: encoder left, decoder right, the steps 1 to 16 on badges."
     ax = ax or plt.subplots(figsize=(6.8, 8.2))[1]
@@ -623,7 +623,7 @@ def draw_sixteen_steps(ax: plt.Axes | None = None) -> plt.Axes:
     ax.axis("off")
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #54d5a1d6
+# %% ../nbs/toolbox/plots.ipynb #5d4f5ea1
 def _step_links(ax):
     "The bridge from encoder to decoder, what goes in and comes out, and the two headings."
     right, blue = _COLUMN, sns.color_palette()[0]
@@ -639,7 +639,7 @@ def _step_links(ax):
     ax.text(-1.7, 10.6, "orange: residual connections\nblue: what the encoder found", ha="left", fontsize=8.5, color="black")
     ax.text(right - 1.5, 9.9, "Decoder", ha="right", fontsize=12, weight="bold", color="black")
 
-# %% ../nbs/toolbox/plots.ipynb #b582075f
+# %% ../nbs/toolbox/plots.ipynb #a6738849
 def draw_curves(
     curves: dict,  # label -> (N,) values
     x=None,  # (N,) where they stand; None: 0, 1, 2, ...
@@ -665,7 +665,7 @@ def draw_curves(
     ax.legend(fontsize=8, frameon=False)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #6832bc80
+# %% ../nbs/toolbox/plots.ipynb #78906e2f
 def _arrow(ax, start, end, bow):
     "An arrow down to the next box, or one that leaves to the left and passes `bow` beside the boxes."
     path = [(0, start - 0.32), (0, end + 0.34)]
@@ -675,7 +675,7 @@ def _arrow(ax, start, end, bow):
     ax.plot(*zip(*path[:-1]), color="0.35", lw=1.2)
     ax.annotate("", (x1, y1), (x0, y0), arrowprops={"arrowstyle": "-|>", "color": "0.35", "lw": 1.2, "shrinkA": 0, "shrinkB": 0})
 
-# %% ../nbs/toolbox/plots.ipynb #78906e2f
+# %% ../nbs/toolbox/plots.ipynb #66463839
 def draw_flow(
     labels: list[str],  # one a box, from top to bottom
     notes: list[str] | None = None,  # text to the right of each box
@@ -701,7 +701,7 @@ def draw_flow(
     ax.axis("off")
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #5e8d9ed4
+# %% ../nbs/toolbox/plots.ipynb #7246d536
 def token_layout(
     rows: dict[str, list[str]],  # name of a row: the kind of each token, in order
     ax: plt.Axes | None = None,
@@ -725,7 +725,7 @@ def token_layout(
     sns.despine(ax=ax, left=True, bottom=True)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #c2a1c55a
+# %% ../nbs/toolbox/plots.ipynb #021fbf9a
 def crop_gallery(
     image: Tensor,  # (C, H, W)
     boxes: list[tuple[int, int, int, int]],  # top, left, height, width in pixels
@@ -745,7 +745,7 @@ def crop_gallery(
         ax.set(xticks=[], yticks=[])
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #a2c3b36b
+# %% ../nbs/toolbox/plots.ipynb #efe2dcc8
 def normalized_view(
     pairs: dict[str, tuple[Tensor, Tensor]],  # name -> (H, W) before and after
 ) -> plt.Figure:
@@ -762,7 +762,7 @@ def normalized_view(
             ax.set(xticks=[], yticks=[])
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #cbf0377c
+# %% ../nbs/toolbox/plots.ipynb #538819d7
 def before_and_after(
     rows: dict[str, list[Tensor]],  # name -> the image before, then draws of it after, (C, H, W) in 0..1
     size: float = 1.25,  # inches a picture
@@ -781,7 +781,7 @@ def before_and_after(
         ax.set_title(f"draw {i}")
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #0a20b671
+# %% ../nbs/toolbox/plots.ipynb #e6062b18
 def run_spread(
     results: dict[str, list[float]],  # name -> one number a run
     ylabel: str = "test accuracy",
@@ -798,7 +798,7 @@ def run_spread(
     ax.set(xlim=(-0.5, len(results) - 0.4), ylabel=ylabel)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #218eca1d
+# %% ../nbs/toolbox/plots.ipynb #1f852b83
 def recipe_curves(
     log,  # a table with columns step, split ("train" or "valid"), loss, accuracy
     chance: float,  # accuracy of a blind guess
@@ -819,7 +819,7 @@ def recipe_curves(
     fig.suptitle(title)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #c31ca7ce
+# %% ../nbs/toolbox/plots.ipynb #136362d6
 def loop_arrows(
     ax: plt.Axes,  # of `draw_flow`
     loops: dict[str, tuple[int, int]],  # label -> (number of the box it leaves, of the box it leads back to)
@@ -834,16 +834,18 @@ def loop_arrows(
     ax.set_xlim(left=-1.5 - 0.35 * len(loops))
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #e9f6ea6c
+# %% ../nbs/toolbox/plots.ipynb #f2c90425
+import itertools
+
 from matplotlib.colors import PowerNorm
 
-# %% ../nbs/toolbox/plots.ipynb #f2c90425
+# %% ../nbs/toolbox/plots.ipynb #c3c7c992
 def stretch_maps(
     maps: Tensor,  # (B, rows, cols), a number a patch
     size: tuple[int, int],  # (H, W) of the picture
     smooth: bool = True,  # False: every patch stays one flat square
 ) -> Tensor:  # (B, H, W)
-    "Patch maps at a picture's size; smoothing is bilinear, so that no value beyond the map's own appears."
+    "Patch maps at a picture's size; smoothing is bilinear, which invents no larger value."
     options = {"mode": "bilinear", "align_corners": False} if smooth else {"mode": "nearest"}
     return torch.nn.functional.interpolate(maps[:, None].float(), size=tuple(size), **options)[:, 0]
 
@@ -853,22 +855,23 @@ def draw_overlay(
     image: Tensor,  # (C, H, W), floats in 0..1
     stretched: Tensor,  # (H, W), the map at the image's size
     limits: tuple[float, float],  # numbers that get the darkest and the brightest colour
-    alpha: float = 0.6,  # how much the colours cover the picture
+    alpha: float = 0.7,  # how much the colours cover the picture
     title: str = "",
 ):  # the coloured picture, for a colour bar
     "A map in colour over the grey picture, so that colour means the map and nothing else."
     ax.imshow(to_picture(image.detach().float().mean(0)), cmap="gray", vmin=0, vmax=1)
-    drawn = ax.imshow(stretched.cpu().numpy(), cmap="inferno", vmin=limits[0], vmax=limits[1], alpha=alpha)
+    colors = {"cmap": "inferno", "vmin": float(limits[0]), "vmax": float(limits[1])}
+    drawn = ax.imshow(stretched.cpu().numpy(), alpha=alpha, **colors)
     ax.set_title(title, fontsize=8)
     ax.axis("off")
     return drawn
 
-# %% ../nbs/toolbox/plots.ipynb #c3c7c992
+# %% ../nbs/toolbox/plots.ipynb #94effed0
 def _lines(titles) -> int:
     "How many lines the longest title has."
     return max((title.count("\n") + 1 for title in titles), default=0) if titles else 0
 
-# %% ../nbs/toolbox/plots.ipynb #94effed0
+# %% ../nbs/toolbox/plots.ipynb #e09a6653
 def _plain(ax: plt.Axes, image: Tensor, title: str):
     "The image itself."
     ax.imshow(to_picture(image), cmap="gray", vmin=0, vmax=1)
@@ -876,6 +879,14 @@ def _plain(ax: plt.Axes, image: Tensor, title: str):
     ax.axis("off")
 
 # %% ../nbs/toolbox/plots.ipynb #17e216af
+def _full_bar(drawn, axes, label: str, shrink: float = 0.85, **options):
+    "A colour bar in full colours, though the drawing lets the picture shine through."
+    bar = drawn.figure.colorbar(drawn, ax=axes, shrink=shrink, **options)
+    bar.solids.set_alpha(1)
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+
+# %% ../nbs/toolbox/plots.ipynb #c15a3d17
 def overlay_sheet(
     images: Tensor,  # (B, C, H, W), floats in 0..1
     maps: Tensor,  # (B, rows, cols), shares of a patch
@@ -885,9 +896,9 @@ def overlay_sheet(
     size: float = 1.4,  # inches a picture
     label: str = "times an even share",  # of the colour bar
 ) -> plt.Figure:
-    "Each picture above the same picture under its map; one scale, from the sheet's smallest number to its largest."
+    "Each picture above itself under its map; one scale, from the smallest number to the largest."
     maps = maps.detach().float() * maps[0].numel()
-    stretched, limits = stretch_maps(maps, images.shape[-2:], smooth), (float(maps.min()), float(maps.max()))
+    stretched = stretch_maps(maps, images.shape[-2:], smooth)
     cols, rows = min(cols, len(images)), math.ceil(len(images) / cols)
     tall = size * images.shape[-2] / images.shape[-1]
     figsize = (size * cols + 0.9, rows * (2 * tall + 0.15 + 0.14 * _lines(titles)))
@@ -897,11 +908,11 @@ def overlay_sheet(
     for i, image in enumerate(images):
         row, col = 2 * (i // cols), i % cols
         _plain(axes[row, col], image, titles[i] if titles else "")
-        drawn = draw_overlay(axes[row + 1, col], image, stretched[i], limits)
-    fig.colorbar(drawn, ax=axes, label=label, shrink=min(1, 2 / (rows * tall)), aspect=15 * min(1, tall))
+        drawn = draw_overlay(axes[row + 1, col], image, stretched[i], maps.aminmax())
+    _full_bar(drawn, axes, label, shrink=min(1, 2 / (rows * tall)), aspect=15 * min(1, tall))
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #c15a3d17
+# %% ../nbs/toolbox/plots.ipynb #779d7b62
 def map_row(
     image: Tensor,  # (C, H, W), floats in 0..1
     maps: dict,  # title -> (rows, cols), shares of a patch
@@ -912,29 +923,31 @@ def map_row(
 ) -> plt.Figure:
     "A picture, then the same picture under several maps."
     table = torch.stack([m.detach().float() * m.numel() for m in maps.values()])
-    stretched, tall = stretch_maps(table, image.shape[-2:], smooth), size * image.shape[-2] / image.shape[-1]
+    stretched = stretch_maps(table, image.shape[-2:], smooth)
+    tall = size * image.shape[-2] / image.shape[-1]
     lines = _lines(list(maps))
     figsize = ((len(maps) + 1) * (size + (0 if shared else 0.5)) + 0.9, tall + 0.15 + 0.17 * lines)
     fig, axes = plt.subplots(1, len(maps) + 1, figsize=figsize, layout="constrained")
     _plain(axes[0], image, "the image")
     for ax, title, values, picture in zip(axes[1:], maps, table, stretched):
         ranged = table if shared else values
-        drawn = draw_overlay(ax, image, picture, (float(ranged.min()), float(ranged.max())), title=title)
+        drawn = draw_overlay(ax, image, picture, ranged.aminmax(), title=title)
         if not shared:
-            fig.colorbar(drawn, ax=ax, shrink=0.8).ax.tick_params(labelsize=7)
+            _full_bar(drawn, ax, "")
     if shared:
-        fig.colorbar(drawn, ax=axes, label=label, shrink=0.9)
+        _full_bar(drawn, axes, label)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #779d7b62
+# %% ../nbs/toolbox/plots.ipynb #abcf7472
 def head_mosaic(
     maps: Tensor,  # (L, h, rows, cols), a row of attention for each layer and head
     label: str = "attention weight",  # of the colour bar
     size: float = 1.0,  # inches a map
 ) -> plt.Figure:
-    "A small map for each layer (down) and head (across); colours follow the square root, so that small numbers show."
+    "A small map for each layer (down) and head (across); colours follow the square root."
     depth, heads = maps.shape[:2]
-    fig, axes = plt.subplots(depth, heads, figsize=(size * heads + 1.2, size * depth + 0.3), squeeze=False)
+    figsize = (size * heads + 1.2, size * depth + 0.3)
+    fig, axes = plt.subplots(depth, heads, figsize=figsize, squeeze=False)
     norm = PowerNorm(0.5, vmin=0, vmax=float(maps.max()))
     for (layer, head), ax in np.ndenumerate(axes):
         drawn = ax.imshow(maps[layer, head], cmap="inferno", norm=norm)
@@ -946,16 +959,17 @@ def head_mosaic(
     fig.colorbar(drawn, ax=axes, label=label, shrink=0.8)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #abcf7472
+# %% ../nbs/toolbox/plots.ipynb #48ed6b04
 def layer_strip(
     maps: Tensor,  # (L, rows, cols), a number a patch, none below 0
     title: str = "after layer {}",  # of each map, with its number
     label: str = "",  # of the colour bar
     size: float = 1.6,  # inches a map
 ) -> plt.Figure:
-    "One map a layer, from left to right; colours follow the square root, so that small numbers show."
+    "One map a layer, from left to right; colours follow the square root."
     norm = PowerNorm(0.5, vmin=0, vmax=float(maps.max()))
-    fig, axes = plt.subplots(1, len(maps), figsize=(size * len(maps) + 0.9, size + 0.4), squeeze=False)
+    figsize = (size * len(maps) + 0.9, size + 0.4)
+    fig, axes = plt.subplots(1, len(maps), figsize=figsize, squeeze=False)
     for layer, ax in enumerate(axes[0]):
         drawn = ax.imshow(maps[layer], norm=norm)
         ax.set(title=title.format(layer), xticks=[], yticks=[], xlabel="patch column")
@@ -963,27 +977,32 @@ def layer_strip(
     fig.colorbar(drawn, ax=axes, label=label)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #48ed6b04
+# %% ../nbs/toolbox/plots.ipynb #cfb8c51b
 def draw_links(
     layers: list[Tensor],  # (N, N) a layer, the first layer first; row: to, column: from
     names: list[str],  # of the tokens
     ax: plt.Axes | None = None,
 ) -> plt.Axes:
-    "Tokens as dots, the input at the bottom; a line up from j to i is as wide as row i, column j."
+    "Tokens at each layer, the input at the bottom; line widths are the entries."
     ax = ax or plt.subplots(figsize=(1.6 * len(names) + 1, 1.5 * len(layers) + 0.5))[1]
     for y, layer in enumerate(layers):
         for (to, origin), share in np.ndenumerate(layer.numpy()):
             if share > 0:
-                ax.plot([origin, to], [y, y + 1], color=f"C{origin}", lw=9 * share, alpha=0.75, solid_capstyle="butt")
-                spot = [0.62, 0.22, 0.38][min(abs(to - origin), 2)]  # labels of crossing lines stay apart
-                x = origin + spot * (to - origin)
-                box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-                ax.text(x, y + spot, f"{share:.2g}", ha="center", va="center", fontsize=8, color="black", bbox=box)
-    for y in range(len(layers) + 1):
-        for x, name in enumerate(names):
-            style = {"boxstyle": "round", "facecolor": "white", "edgecolor": f"C{x}", "linewidth": 1.5}
-            ax.text(x, y, name, ha="center", va="center", fontsize=9, color="black", bbox=style)
+                _link(ax, origin, to, y, share)
+    for (x, name), y in itertools.product(enumerate(names), range(len(layers) + 1)):
+        box = {"boxstyle": "round", "facecolor": "white", "edgecolor": f"C{x}", "lw": 1.5}
+        ax.text(x, y, name, ha="center", va="center", fontsize=9, color="black", bbox=box)
+    ticks = ["input"] + [f"after layer {i + 1}" for i in range(len(layers))]
     ax.set(xlim=(-0.5, len(names) - 0.5), ylim=(-0.3, len(layers) + 0.3), xticks=[])
-    ax.set_yticks(range(len(layers) + 1), ["input"] + [f"after layer {i + 1}" for i in range(len(layers))])
+    ax.set_yticks(range(len(ticks)), ticks)
     sns.despine(ax=ax, left=True, bottom=True)
     return ax
+
+# %% ../nbs/toolbox/plots.ipynb #ae2b62d5
+def _link(ax: plt.Axes, origin: int, to: int, y: int, share: float):
+    "A line from token `origin` at height y to token `to` above, labelled with its share."
+    ax.plot([origin, to], [y, y + 1], color=f"C{origin}", lw=9 * share, alpha=0.75)
+    spot = [0.62, 0.22, 0.38][min(abs(to - origin), 2)]  # crossing lines: labels stay apart
+    x, box = origin + spot * (to - origin), {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    style = {"ha": "center", "va": "center", "fontsize": 8, "color": "black", "bbox": box}
+    ax.text(x, y + spot, f"{share:.2g}", **style)

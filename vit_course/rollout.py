@@ -39,7 +39,7 @@ def capture_attention(
     # 1. find the layers, at any depth
     layers = [module for module in model.modules() if isinstance(module, MultiHeadAttention)]
     if not layers:
-        raise ValueError(f"model={type(model).__name__} has no MultiHeadAttention layer to look into")
+        raise ValueError(f"model={type(model).__name__} has no MultiHeadAttention to look into")
     # 2. note the flag of each module: parts may be frozen in eval mode
     flags, maps = {module: module.training for module in model.modules()}, []
     handles = _record(layers, maps)
@@ -98,7 +98,7 @@ def discard_smallest(
     return torch.cat([prefix, kept], dim=1)
 
 # %% ../nbs/07_attention_rollout.ipynb #34fb9aa9
-def _check_rollout(attentions, residual: float, discard_ratio: float, start_layer: int, prefix: int) -> None:
+def _check_rollout(attentions, residual, discard_ratio, start_layer, prefix) -> None:
     "Raise `ValueError` for options that `attention_rollout` cannot use."
     if not len(attentions) or attentions[0].ndim != 4:
         raise ValueError("attentions must hold one tensor (B, h, N, N) for each layer, "
@@ -109,8 +109,9 @@ def _check_rollout(attentions, residual: float, discard_ratio: float, start_laye
         raise ValueError(f"discard_ratio={discard_ratio} must lie in [0, 1)")
     if not 0 <= start_layer < len(attentions):
         raise ValueError(f"start_layer={start_layer} must lie in 0..{len(attentions) - 1}")
-    if not 0 <= prefix <= attentions[0].shape[-1]:
-        raise ValueError(f"num_prefix_tokens={prefix} must lie in 0..{attentions[0].shape[-1]}, the number of tokens")
+    tokens = attentions[0].shape[-1]
+    if not 0 <= prefix <= tokens:
+        raise ValueError(f"num_prefix_tokens={prefix} must lie in 0..{tokens}, the number of tokens")
 
 # %% ../nbs/07_attention_rollout.ipynb #7d687613
 def attention_rollout(
@@ -143,7 +144,8 @@ def rollout_heatmap(
     vit = getattr(model, "vit", model)
     prefix = vit.num_prefix_tokens
     # 1. from input tokens to output tokens
-    rollout = attention_rollout(capture_attention(model, images), num_prefix_tokens=prefix, **options)
+    attentions = capture_attention(model, images)
+    rollout = attention_rollout(attentions, num_prefix_tokens=prefix, **options)
     # 2. the row that the head reads
     pooled = rollout[:, 0] if vit.pool == "cls" else rollout[:, prefix:].mean(dim=1)
     # 3. patches only, as a picture
@@ -158,9 +160,9 @@ def show_rollout(
     cols: int = 6,  # pictures a row
     **options,  # as `attention_rollout`'s
 ):  # a matplotlib figure
-    "Each image above its rollout heat map; brighter patches have a larger share in the model's output."
+    "Each image above its heat map: the brighter a patch, the larger its share in the output."
     from vit_course.plots import overlay_sheet  # here, so that importing this module stays light
 
     if titles is not None and len(titles) != len(images):
-        raise ValueError(f"titles has {len(titles)} entries for {len(images)} images: give one an image, or None")
+        raise ValueError(f"titles has {len(titles)} entries for {len(images)} images: one each")
     return overlay_sheet(images, rollout_heatmap(model, images, **options), titles, smooth, cols)

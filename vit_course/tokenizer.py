@@ -48,9 +48,9 @@ def patchify(
     "Cut images into flat, non-overlapping patches (Dosovitskiy et al. 2021, §3.1)."
     # 1. refuse what is no batch of images, or does not divide
     if images.ndim != 4:
-        raise ValueError(f"images of shape {tuple(images.shape)} should have four axes: (B, C, H, W)")
+        raise ValueError(f"images of shape {tuple(images.shape)} need four axes: (B, C, H, W)")
     patch_grid(images.shape[-2:], patch_size)
-    # 2. split rows and columns, bring the grid to the front, merge; inside a patch: row, column, channel
+    # 2. split, bring the grid to the front, merge; inside a patch: row, column, channel
     return rearrange(images, "b c (r p) (s q) -> b (r s) (p q c)", p=patch_size, q=patch_size)
 
 # %% ../nbs/02_tokenizer.ipynb #0ea8af03
@@ -62,12 +62,12 @@ def unpatchify(
 ) -> Tensor:  # (B, C, rows * patch_size, cols * patch_size)
     "Put patches back into images: the inverse of `patchify`."
     (rows, cols), p = grid, patch_size
-    # 1. the list must have a patch for each cell of the grid, and a number for each pixel and channel
+    # 1. a patch for each cell of the grid, a number for each pixel and channel
     expected = (rows * cols, p * p * channels)
     if patches.ndim != 3 or tuple(patches.shape[1:]) != expected:
         raise ValueError(
-            f"patches of shape {tuple(patches.shape)} do not fit grid={tuple(grid)}, patch_size={p}, "
-            f"channels={channels}: expected (B, {expected[0]}, {expected[1]})"
+            f"patches of shape {tuple(patches.shape)} do not fit grid={tuple(grid)}, "
+            f"patch_size={p}, channels={channels}: expected (B, {expected[0]}, {expected[1]})"
         )
     # 2. the way of `patchify`, backwards
     return rearrange(patches, "b (r s) (p q c) -> b c (r p) (s q)", r=rows, s=cols, p=p, q=p)
@@ -108,7 +108,7 @@ def kernel_from_linear(
 
 # %% ../nbs/02_tokenizer.ipynb #0daa7f8c
 class ConvStem(nn.Module):
-    "The same map as a convolution whose stride is its kernel's size (Dosovitskiy et al. 2021, §3.1)."
+    "The same map as a convolution whose stride is its kernel's size (Dosovitskiy et al. 2021)."
 
     def __init__(
         self,
@@ -130,7 +130,8 @@ def _stem_widths(patch_size: int, in_chans: int, embed_dim: int) -> list[int]:
     halvings = patch_size.bit_length() - 1
     if halvings < 1 or patch_size != 2**halvings:
         raise ValueError(
-            f"patch_size={patch_size} cannot be reached by halving: stem='early_conv' takes 2, 4, 8, 16, ..."
+            f"patch_size={patch_size} cannot be reached by halving: "
+            f"stem='early_conv' takes 2, 4, 8, 16, ..."
         )
     return [in_chans] + [max(8, embed_dim // 2**i) for i in reversed(range(halvings))]
 
