@@ -73,8 +73,7 @@ def heatmap(
     ax: plt.Axes | None = None,
     signed: bool = False,  # numbers of both signs: white at 0
     annotate: bool | str = False,  # write the numbers into the cells; a format such as ".2f"
-    square: bool = True,  # cells as squares; False stretches the table to the axes
-    colorbar: bool = True,
+    square: bool = True, colorbar: bool = True,  # square=False stretches the table to the axes
     **options,  # as imshow's
 ) -> plt.Axes:
     "A table of numbers in colour, with a colour bar."
@@ -317,7 +316,7 @@ def show_predictions(
         picture.set_title(f"{classes[labels[i]]}\n{'right' if names[i, 0] == labels[i] else 'wrong'}", fontsize=8)
         picture.axis("off")
         colors = ["C0" if name == labels[i] else "C1" for name in names[i]]
-        bars.barh(range(top), values[i], color=colors)
+        bars.barh(range(top), values[i], color=colors, alpha=0.5)  # pale: names stand on them
         for row, (name, value) in enumerate(zip(names[i], values[i])):
             bars.text(0.03, row, f"{classes[name]} {value:.0%}", va="center", fontsize=7)
         bars.set(xlim=(0, 1), ylim=(top - 0.5, -0.5))
