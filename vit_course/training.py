@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
 from .vit import ViT
@@ -214,7 +213,7 @@ class LitViT(ScheduledAdamW):
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W) in 0..1 -> (B, num_classes)
         return self.vit(self.normalize(images))
 
-# %% ../nbs/06_training.ipynb #abbb49d9
+# %% ../nbs/06_training.ipynb #573fc115
 class EpochSeed(pl.Callback):
     "Seeds each epoch by the run's seed and the epoch, so that a resumed run draws the same numbers."
 
@@ -224,11 +223,6 @@ class EpochSeed(pl.Callback):
     ):
         self.seed = seed
 
-    def on_train_start(self, trainer, module):
-        # a loader draws a seed for its processes, before this callback's next hook or after it: not from our dice
-        if isinstance(trainer.train_dataloader, DataLoader):
-            trainer.train_dataloader.generator = torch.Generator()
-
     def on_train_epoch_start(self, trainer, module):
         seed = os.environ.get("PL_GLOBAL_SEED") if self.seed is None else self.seed
         if seed is not None:
@@ -236,7 +230,7 @@ class EpochSeed(pl.Callback):
             epoch = int(seed) * 1_000_003 + trainer.current_epoch
             torch.manual_seed(epoch * trainer.world_size + trainer.global_rank)
 
-# %% ../nbs/06_training.ipynb #6e1d5837
+# %% ../nbs/06_training.ipynb #3a6b64c7
 def save_model(
     model: LitViT,
     path: str | Path,  # ends in .safetensors; must not exist
@@ -256,7 +250,7 @@ def save_model(
     finally:
         temporary.unlink(missing_ok=True)
 
-# %% ../nbs/06_training.ipynb #5921afbc
+# %% ../nbs/06_training.ipynb #2a43c8c0
 def load_model(
     path: str | Path,  # a .safetensors or .ckpt file, or the name of a shipped model, such as "fashion"
 ) -> LitViT:  # in eval mode
