@@ -105,7 +105,7 @@ class ClassifierSteps(pl.LightningModule):
         images = batch[0] if isinstance(batch, (tuple, list)) else batch
         return self(images).softmax(dim=-1)
 
-# %% ../nbs/06_training.ipynb #74974ebf
+# %% ../nbs/06_training.ipynb #9865a68e
 def _step(model: ClassifierSteps, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
     images, labels = batch
     logits = model(images)
@@ -118,7 +118,7 @@ def _step(model: ClassifierSteps, batch: tuple[Tensor, Tensor], stage: str) -> T
     model.log_dict({f"{stage}_loss": loss, f"{stage}_acc": accuracy}, **options)
     return loss
 
-# %% ../nbs/06_training.ipynb #9865a68e
+# %% ../nbs/06_training.ipynb #f3227ecf
 def check_targets(
     labels: Tensor,  # (B,), int64
     logits: Tensor,  # (B, K)
@@ -133,7 +133,7 @@ def check_targets(
             f"this batch's range from {low} to {high}"
         )
 
-# %% ../nbs/06_training.ipynb #4ce545f5
+# %% ../nbs/06_training.ipynb #8ac96e0f
 class ScheduledAdamW(ClassifierSteps):
     "AdamW with decay on matrices only, and a schedule that moves every step. Sub-classes give `factor`."
 
@@ -150,7 +150,7 @@ class ScheduledAdamW(ClassifierSteps):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         check_shapes(checkpoint["state_dict"], self.state_dict())
 
-# %% ../nbs/06_training.ipynb #8ac96e0f
+# %% ../nbs/06_training.ipynb #47cd30ef
 def check_shapes(
     loaded: dict[str, Tensor],  # a checkpoint's state dict
     wanted: dict[str, Tensor],  # the model's
@@ -168,7 +168,7 @@ def check_shapes(
             f"{len(differing)} parameters differ, the first: " + "; ".join(differing[:3])
         )
 
-# %% ../nbs/06_training.ipynb #472bb60c
+# %% ../nbs/06_training.ipynb #c79a7d5e
 class ChannelNorm(nn.Module):
     "(image - mean) / std, for each channel; not trained."
 
@@ -185,7 +185,7 @@ class ChannelNorm(nn.Module):
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W)
         return (images - self.mean) / self.std
 
-# %% ../nbs/06_training.ipynb #77f88dfa
+# %% ../nbs/06_training.ipynb #f49bcf45
 class LitViT(ScheduledAdamW):
     "A `ViT` with its normalisation, loss, metrics, optimizer and schedule; takes images in 0..1."
 
@@ -213,7 +213,7 @@ class LitViT(ScheduledAdamW):
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W) in 0..1 -> (B, num_classes)
         return self.vit(self.normalize(images))
 
-# %% ../nbs/06_training.ipynb #573fc115
+# %% ../nbs/06_training.ipynb #6e1d5837
 class EpochSeed(pl.Callback):
     "Seeds each epoch by the run's seed and the epoch, so that a resumed run draws the same numbers."
 
@@ -230,7 +230,7 @@ class EpochSeed(pl.Callback):
             epoch = int(seed) * 1_000_003 + trainer.current_epoch
             torch.manual_seed(epoch * trainer.world_size + trainer.global_rank)
 
-# %% ../nbs/06_training.ipynb #3a6b64c7
+# %% ../nbs/06_training.ipynb #2a43c8c0
 def save_model(
     model: LitViT,
     path: str | Path,  # ends in .safetensors; must not exist
@@ -250,7 +250,7 @@ def save_model(
     finally:
         temporary.unlink(missing_ok=True)
 
-# %% ../nbs/06_training.ipynb #2a43c8c0
+# %% ../nbs/06_training.ipynb #302ce6a8
 def load_model(
     path: str | Path,  # a .safetensors or .ckpt file, or the name of a shipped model, such as "fashion"
 ) -> LitViT:  # in eval mode
