@@ -130,7 +130,9 @@ def use_run_folder(config: Namespace) -> None:
     "Send the log, the checkpoints and Lightning's own files to a folder of this run."
     recipe = Path(str(config.config[0])).stem if config.get("config") else "run"
     # processes that Lightning starts for more devices inherit the first one's choice
-    folder = os.environ.setdefault("VIT_COURSE_RUN_DIR", str(free_folder(config.run_dir or f"runs/{recipe}")))
+    if not int(os.environ.get("LOCAL_RANK", 0)) or "VIT_COURSE_RUN_DIR" not in os.environ:
+        os.environ["VIT_COURSE_RUN_DIR"] = str(free_folder(config.run_dir or f"runs/{recipe}"))
+    folder = os.environ["VIT_COURSE_RUN_DIR"]
     config.run_dir = config.trainer.default_root_dir = folder
     own = Namespace(
         class_path="pytorch_lightning.loggers.CSVLogger",
@@ -141,7 +143,7 @@ def use_run_folder(config: Namespace) -> None:
         asked = [] if asked in (None, True) else asked if isinstance(asked, list) else [asked]
         config.trainer.logger = [own, *asked]
 
-# %% ../nbs/toolbox/cli.ipynb #a1b4604d
+# %% ../nbs/toolbox/cli.ipynb #357fb078
 class ResumeHint(Callback):
     "Says how to go on when a run is stopped."
 
@@ -153,7 +155,7 @@ class ResumeHint(Callback):
         else:
             print("\nStopped before the first checkpoint.")
 
-# %% ../nbs/toolbox/cli.ipynb #357fb078
+# %% ../nbs/toolbox/cli.ipynb #a5501203
 class SafeCheckpointIO(TorchCheckpointIO):
     "Writes a checkpoint beside its target, then renames it: the previous one survives a failure."
 
@@ -173,7 +175,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
                 raise OSError(f"could not save the checkpoint {path} (is the disk full?): {error}") from error
             raise
 
-# %% ../nbs/toolbox/cli.ipynb #a5501203
+# %% ../nbs/toolbox/cli.ipynb #a5ae9e5a
 def standing_callbacks() -> list[Callback]:
     "What every run has: repeatable epochs, checkpoints of the last and the best epoch, a clock."
     checkpoint = ModelCheckpoint(
@@ -198,7 +200,7 @@ def run_lightning(args: list[str]) -> CourseCLI:
     options = {"subclass_mode_data": True, "load_from_checkpoint_support": False}
     return CourseCLI(LitViT, ImageData, trainer_defaults=defaults, **options)
 
-# %% ../nbs/toolbox/cli.ipynb #a5ae9e5a
+# %% ../nbs/toolbox/cli.ipynb #9ca09f4a
 def finish_run(cli: CourseCLI) -> None:
     "Test the best checkpoint, write the report into the run's folder, and say what came out."
     from vit_course.report import write_report
@@ -217,7 +219,7 @@ def finish_run(cli: CourseCLI) -> None:
     metrics = write_report(load_model(best), data, folder, extra)
     print_summary(metrics, folder)
 
-# %% ../nbs/toolbox/cli.ipynb #a590539a
+# %% ../nbs/toolbox/cli.ipynb #b9fba164
 def print_summary(metrics: dict, folder: Path) -> None:
     "A few lines for the reader of a terminal."
     classes = sorted(metrics["per_class_accuracy"].items(), key=lambda item: item[1])
@@ -231,7 +233,7 @@ def print_summary(metrics: dict, folder: Path) -> None:
         + "\n".join(f"    {file.name}" for file in sorted(folder.glob("*.png")))
     )
 
-# %% ../nbs/toolbox/cli.ipynb #145afddf
+# %% ../nbs/toolbox/cli.ipynb #8cdeb306
 def read_images(
     paths: list[Path],  # image files
     img_size: int | tuple[int, int],  # the model's
@@ -252,7 +254,7 @@ def read_images(
             raise ValueError(f"cannot read the image {path}: {error}") from error
     return torch.stack(pictures).float() / 255
 
-# %% ../nbs/toolbox/cli.ipynb #1e8d4215
+# %% ../nbs/toolbox/cli.ipynb #88a7961b
 def rollout(
     model: str,
     images: list[str] | None = None,
@@ -278,7 +280,7 @@ def rollout(
     options = dict(residual=residual, head_fusion=head_fusion, discard_ratio=discard_ratio, start_layer=start_layer)
     save_rollout(lit, pictures, titles, free_file(output), **options)
 
-# %% ../nbs/toolbox/cli.ipynb #8cdeb306
+# %% ../nbs/toolbox/cli.ipynb #ca32f572
 def choose_images(lit: LitViT, images: list[str] | None) -> tuple[torch.Tensor, list[str]]:
     "The user's pictures with their names, or bundled ones with their classes."
     from vit_course.data import load_fashion_mini
@@ -292,7 +294,7 @@ def choose_images(lit: LitViT, images: list[str] | None) -> tuple[torch.Tensor, 
     chosen = [(mini.test_labels == c).nonzero()[0].item() for c in range(8)]
     return mini.test_images[chosen].float() / 255, [mini.classes[c] for c in range(8)]
 
-# %% ../nbs/toolbox/cli.ipynb #88a7961b
+# %% ../nbs/toolbox/cli.ipynb #14e31384
 def free_file(wanted: str | Path) -> Path:
     "The name itself, or with a number if it is taken."
     path, number = Path(wanted), 1
@@ -301,7 +303,7 @@ def free_file(wanted: str | Path) -> Path:
         path = Path(wanted).with_stem(f"{Path(wanted).stem}-{number}")
     return path
 
-# %% ../nbs/toolbox/cli.ipynb #ca32f572
+# %% ../nbs/toolbox/cli.ipynb #c30082a1
 @torch.no_grad()
 def save_rollout(lit: LitViT, pictures, titles: list[str], path: Path, **options) -> None:
     "Overlay, class and probability for each picture, in one file."
@@ -315,7 +317,7 @@ def save_rollout(lit: LitViT, pictures, titles: list[str], path: Path, **options
     figure.savefig(path, dpi=130)
     print(f"wrote {path}")
 
-# %% ../nbs/toolbox/cli.ipynb #c30082a1
+# %% ../nbs/toolbox/cli.ipynb #3f418f2a
 HELP = """usage: vit-course {{fit,validate,test,predict}} --config RECIPE [options]
        vit-course rollout MODEL [--images FILE ...] [options]
 
@@ -325,7 +327,7 @@ A RECIPE is the name of a shipped one or a YAML file. Shipped: {recipes}
   vit-course rollout fashion                   where the shipped model looks
 Each has --help; fit's lists every option of the trainer, the model and the data."""
 
-# %% ../nbs/toolbox/cli.ipynb #a1edc01e
+# %% ../nbs/toolbox/cli.ipynb #21042b14
 def main(args: list[str] | None = None) -> None:
     "The command `vit-course`."
     args = sys.argv[1:] if args is None else args
