@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 NBS := $(sort $(wildcard nbs/*.ipynb nbs/toolbox/*.ipynb))
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test lab clean-check notebooks pytest
+.PHONY: help run test lab exercises clean-check notebooks pytest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:  ## list the commands
@@ -24,14 +24,18 @@ run: $(VENV)/installed  ## train a Vision Transformer on the bundled images and 
 lab: $(VENV)/installed  ## open the lessons in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir=nbs
 
+exercises: $(VENV)/installed  ## make the learners' notebooks in exercises/ from the lessons
+	@$(BIN)/python scripts/make_exercises.py
+
 test: notebooks clean-check pytest  ## run every notebook and every test
 	@echo "All tests passed."
 
 notebooks: $(VENV)/installed  ## run the notebooks as tests
 	@$(BIN)/nbdev_test --n_workers 1 --timing --flags slow
 
-clean-check: $(VENV)/installed  ## check that module, README and notebooks agree
+clean-check: $(VENV)/installed  ## check that modules, README, notebooks and exercises agree
 	@$(BIN)/python scripts/check_clean.py
+	@$(BIN)/python scripts/make_exercises.py --check
 
 pytest: $(VENV)/installed  ## run what a notebook cannot test
 	@$(BIN)/python -m pytest -q tests

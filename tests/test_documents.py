@@ -30,7 +30,7 @@ def test_the_readme_names_only_commands_that_exist():
     for target in targets:
         result = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
-    assert set(re.findall(r"vit-course (\w+)", readme)) <= {"fit", "validate", "test", "predict", "rollout"}
+    assert set(re.findall(r"vit-course (\w+)", readme)) <= {"fit", "validate", "test", "predict", "rollout", "exercises", "grade"}
 
 
 def test_the_readme_links_to_files_that_exist():
@@ -41,7 +41,7 @@ def test_the_readme_links_to_files_that_exist():
 
 def test_make_help_lists_every_command():
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in ("run", "test", "lab", "help"):
+    for name in ("run", "test", "lab", "exercises", "help"):
         assert re.search(rf"^{name}\b", listed, re.M)
 
 

@@ -31,7 +31,7 @@ def run(python, code: str, cwd) -> str:
 def test_the_wheel_runs_a_vit_without_nbdev(installed, tmp_path):
     code = """
 import importlib.util, torch
-assert importlib.util.find_spec("nbdev") is None and importlib.util.find_spec("fastcore") is None
+assert importlib.util.find_spec("nbdev") is None and importlib.util.find_spec("jupyterlab") is None
 from vit_course.vit import ViT
 model = ViT(img_size=(8, 12), patch_size=4, num_classes=5, embed_dim=24, depth=2, num_heads=3)
 print(tuple(model(torch.randn(2, 3, 8, 12)).shape))
@@ -57,6 +57,24 @@ load_model("fashion")
     assert "10000 (3, 288, 448)" in output
     for recipe in ("quickstart", "cifar10_assignment", "image_folder"):
         assert recipe in output
+
+
+def test_the_wheel_carries_the_learners_notebooks(installed, tmp_path):
+    command = Path(installed).with_name("vit-course")
+    done = subprocess.run([command, "exercises", "mine"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    names = sorted(f.name for f in (ROOT / "exercises").glob("*.ipynb"))
+    assert names and sorted(f.name for f in (tmp_path / "mine").glob("*.ipynb")) == names
+    code = """
+import fastcore.test
+from torch import nn
+from vit_course.data import course_folder
+from vit_course.exercises import bank, check
+def gelu(z): return nn.functional.gelu(z)
+print(len(bank()), check(gelu).status, len(list(course_folder("benchmarks/results").glob("*.csv"))))
+"""
+    count, status, tables = run(installed, code, tmp_path).split()
+    assert int(count) >= 30 and status == "right" and int(tables) >= 3
 
 
 def test_the_command_is_installed(installed, tmp_path):

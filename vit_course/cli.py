@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LINKED', 'HELP', 'recipes', 'resolve_recipes', 'free_folder', 'best_precision', 'SafeCLI', 'CourseCLI',
            'use_run_folder', 'ResumeHint', 'SafeCheckpointIO', 'standing_callbacks', 'run_lightning', 'finish_run',
-           'print_summary', 'read_images', 'rollout', 'choose_images', 'free_file', 'save_rollout', 'main',
-           'with_plain_errors']
+           'print_summary', 'read_images', 'rollout', 'choose_images', 'free_file', 'save_rollout', 'other_commands',
+           'help_text', 'main', 'with_plain_errors']
 
 # %% ../nbs/toolbox/cli.ipynb #15a7c5c8
 import logging
@@ -14,6 +14,7 @@ import os
 import sys
 import time
 import warnings
+from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
 
@@ -325,14 +326,29 @@ A RECIPE is the name of a shipped one or a YAML file. Shipped: {recipes}
   vit-course fit --config quickstart           train on the bundled images, about three minutes
   vit-course fit --config quickstart --trainer.max_epochs 3 --run_dir runs/short
   vit-course rollout fashion                   where the shipped model looks
+{others}
 Each has --help; fit's lists every option of the trainer, the model and the data."""
 
-# %% ../nbs/toolbox/cli.ipynb #21042b14
+# %% ../nbs/toolbox/cli.ipynb #ecd58a44
+def other_commands() -> dict:
+    "Commands that packages add, by name."
+    return {point.name: point for point in entry_points(group="vit_course.commands")}
+
+
+def help_text() -> str:
+    "What the command says about itself."
+    lines = [(point.load().__doc__ or name).split("\n")[0] for name, point in sorted(other_commands().items())]
+    return HELP.format(recipes=", ".join(recipes()), others="\n".join(f"  {line}" for line in lines))
+
+
 def main(args: list[str] | None = None) -> None:
     "The command `vit-course`."
     args = sys.argv[1:] if args is None else args
+    others = other_commands()
     if not args or args[0] in ("-h", "--help"):
-        print(HELP.format(recipes=", ".join(recipes())))
+        print(help_text())
+    elif args[0] in others:
+        with_plain_errors(lambda: others[args[0]].load()(args[1:]))
     elif args[0] == "rollout":
         with_plain_errors(lambda: auto_cli(rollout, args=args[1:], as_positional=True, prog="vit-course rollout"))
     else:

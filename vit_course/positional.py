@@ -133,9 +133,12 @@ class ShawRelative(nn.Module):
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, q: Tensor) -> Tensor:  # (B, h, N, D) -> (B, h, N, N), added to q @ k^T
+        # 1. the row of the table for each pair: far offsets clipped, offset 0 at the middle row, (N, N)
         limit = self.max_distance
-        row = relative_offsets(q.shape[-2]).clamp(-limit, limit) + limit  # (N, N)
-        by_row = q @ self.table.T  # (B, h, N, 2 * limit + 1): each query against each row
+        row = relative_offsets(q.shape[-2]).clamp(-limit, limit) + limit
+        # 2. each query against each row of the table: (B, h, N, 2 * max_distance + 1)
+        by_row = q @ self.table.T
+        # 3. of these, the one that each pair needs: (B, h, N, N)
         return by_row.gather(-1, row.to(q.device).expand(*q.shape[:-1], -1))
 
 # %% ../nbs/01_positional_encoding.ipynb #709c580a
@@ -178,8 +181,10 @@ class T5Bias(nn.Module):
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, n_tokens: int) -> Tensor:  # (h, N, N), added to the scores
+        # 1. the bucket of each offset, as many buckets as the table has rows: (N, N)
         buckets = t5_bucket(relative_offsets(n_tokens), len(self.table), self.max_distance)
-        return self.table[buckets].permute(2, 0, 1)  # (N, N, h) -> (h, N, N)
+        # 2. a number for each pair and head, (N, N, h); then the heads first: (h, N, N)
+        return self.table[buckets].permute(2, 0, 1)
 
 # %% ../nbs/01_positional_encoding.ipynb #6295d8d8
 def alibi_slopes(

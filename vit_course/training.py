@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['decay_groups', 'cosine_schedule', 'step_schedule', 'make_schedule', 'ClassifierSteps', 'check_targets',
-           'ScheduledAdamW', 'check_shapes', 'ChannelNorm', 'LitViT', 'EpochSeed', 'save_model', 'load_model']
+           'ScheduledAdamW', 'check_shapes', 'ChannelNorm', 'LitViT', 'EpochSeed', 'training_state', 'resume',
+           'save_model', 'load_model']
 
 # %% ../nbs/06_training.ipynb #2406cd51
+import copy
 import json
 import math
 import os
@@ -230,7 +232,33 @@ class EpochSeed(pl.Callback):
             epoch = int(seed) * 1_000_003 + trainer.current_epoch
             torch.manual_seed(epoch * trainer.world_size + trainer.global_rank)
 
-# %% ../nbs/06_training.ipynb #2a43c8c0
+# %% ../nbs/06_training.ipynb #302ce6a8
+def training_state(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,  # number of steps that are done
+) -> dict:  # "model", "optimizer", "step", "random"
+    "All that a run needs to go on, as copies: training on does not change them."
+    states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    return copy.deepcopy(states | {"step": step, "random": torch.get_rng_state()})
+
+# %% ../nbs/06_training.ipynb #f1ca33a9
+def resume(
+    state: dict,  # from `training_state`; stays as it is
+    model: nn.Module,  # of the same sizes, with any weights
+    optimizer: torch.optim.Optimizer,  # of that model's parameters, in the same order
+) -> int:  # number of the step to go on with; steps are counted from 0
+    "Put everything back as it was, so that the run goes on as if it had never been stopped."
+    # 1. the weights, into the parameters that the optimizer knows
+    model.load_state_dict(state["model"])
+    # 2. the optimizer's memory; a copy, since it goes on writing into what it is given
+    optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+    # 3. torch's dice, for dropout and augmentation
+    torch.set_rng_state(state["random"])
+    # 4. with so many steps done, this is the next one's number
+    return state["step"]
+
+# %% ../nbs/06_training.ipynb #7524e301
 def save_model(
     model: LitViT,
     path: str | Path,  # ends in .safetensors; must not exist
@@ -250,7 +278,7 @@ def save_model(
     finally:
         temporary.unlink(missing_ok=True)
 
-# %% ../nbs/06_training.ipynb #302ce6a8
+# %% ../nbs/06_training.ipynb #aa0cf0e3
 def load_model(
     path: str | Path,  # a .safetensors or .ckpt file, or the name of a shipped model, such as "fashion"
 ) -> LitViT:  # in eval mode

@@ -1,0 +1,164 @@
+#!/usr/bin/env python3
+"""Makes exercises/*.ipynb from the lessons: bodies of cells marked `#| exercise NAME METHODS-TO-KEEP` are cut out.
+
+Signature, comments on parameters, docstring and numbered step comments stay. The same lessons give the same bytes
+everywhere: nothing is executed, and ids come from names. With --check nothing is written; the exit status is 1 if
+something is out of date.
+"""
+import ast
+import hashlib
+import io
+import json
+import re
+import sys
+import tokenize
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+MARK = re.compile(r"^#\|\s*exercise\s+(.+)$", re.M)
+STEP = re.compile(r"^#\s*\d+\.")
+DIRECTIVE = re.compile(r"^#\|.*\n?", re.M)
+
+INTRO = """---
+
+**This is the exercise notebook of this lesson.** {count} bodies are missing; {points} points are waiting. Text and figures are those of
+the lesson `nbs/{name}.ipynb`, where you find all answers. Under each exercise:
+
+- `check(...)` tells you at once: right, or which mistake it is and where to look. It runs your code and changes nothing.
+- `hint("...")` gives three hints, one at a time; `solution("...")` shows our answer; `use("...")` puts ours in place of yours, so that you can go on.
+  Remove the `#` in front to use them.
+- An exercise that you leave alone does not stop the notebook: ours stands in for it.
+
+Your points are kept in a file beside this notebook (`vit_course_progress.jsonl`)."""
+
+SETUP = "from vit_course.exercises import check, hint, progress, solution, use"
+LADDER = '# hint("{0}")\n# solution("{0}")\n# use("{0}")'
+SLOW = "*(Here the lesson has a cell that takes long or needs more than the course installs. It is left out; you find it in the lesson.)*"
+
+
+def numbered_comments(source: str, first: int, last: int) -> list[str]:
+    "Step comments in lines first..last, with the comment lines that go on below each."
+    found, previous = [], None
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        row = token.start[0]
+        if token.type != tokenize.COMMENT or not first <= row <= last:
+            continue
+        own_line = not token.line[: token.start[1]].strip()
+        if STEP.match(token.string) or (own_line and previous == row - 1):
+            found.append(token.string)
+            previous = row if own_line else None
+    return found
+
+
+def is_super_call(statement: ast.stmt) -> bool:
+    return ast.unparse(statement) == "super().__init__()"
+
+
+def stub(lines: list[str], source: str, function: ast.FunctionDef) -> list[str]:
+    "A function's lines without its body."
+    body = function.body
+    has_doc = isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str)
+    code = body[has_doc:]
+    start, end = code[0].lineno if code else body[0].end_lineno + 1, function.end_lineno
+    head_end = body[0].end_lineno if has_doc else function.body[0].lineno - 1
+    while not has_doc and lines[head_end - 1].strip().startswith("#"):
+        head_end -= 1  # comments above the first statement belong to the body
+    indent = " " * body[0].col_offset
+    kept = lines[function.lineno - 1 : head_end]
+    kept += [indent + "super().__init__()"] if code and is_super_call(code[0]) else []
+    kept += [indent + comment for comment in numbered_comments(source, head_end + 1, end)]
+    return kept + [f'{indent}raise NotImplementedError("your code here")']
+
+
+def cut(source: str, name: str, keep: list[str]) -> str:
+    "A cell's source without the bodies that are asked for."
+    lines = source.split("\n")
+    target = next(n for n in ast.parse(source).body if getattr(n, "name", None) == name)
+    functions = [target]
+    if isinstance(target, ast.ClassDef):
+        functions = [n for n in target.body if isinstance(n, ast.FunctionDef) and n.name not in keep]
+    for function in reversed(functions):
+        lines[function.lineno - 1 : function.end_lineno] = stub(lines, source, function)
+    return "\n".join(lines)
+
+
+def cell(kind: str, source: str, key: str, outputs: list | None = None) -> dict:
+    "A notebook's cell whose id depends on its key alone."
+    made = {"cell_type": kind, "id": hashlib.sha1(key.encode()).hexdigest()[:8], "metadata": {}, "source": source.splitlines(True)}
+    return made | ({"execution_count": None, "outputs": outputs or []} if kind == "code" else {})
+
+
+def pictures(outputs: list[dict]) -> list[dict]:
+    "The figures among a cell's outputs."
+    found = [o for o in outputs if "image/png" in o.get("data", {})]
+    return [{"output_type": "display_data", "metadata": {}, "data": {"image/png": o["data"]["image/png"]}} for o in found]
+
+
+def title(task) -> str:
+    "What stands above an exercise."
+    stars = "●" * task.difficulty + "○" * (5 - task.difficulty)
+    points = f"{task.points} point{'s' * (task.points > 1)}"
+    text = f"### ✎ Exercise: `{task.name}`\n\n{points} · difficulty {stars} ({task.difficulty} of 5) · about {task.minutes} minutes"
+    return text + (f"\n\n{task.asks}" if task.asks else "")
+
+
+def exercise_cells(source: str, mark: str, bank: dict) -> list[dict]:
+    "The cells that take the place of an answer."
+    name, *keep = mark.split()
+    if name not in bank:
+        raise SystemExit(f"{name} is marked in a lesson, but vit_course/bank has no entry for it")
+    text = cut(DIRECTIVE.sub("", source), name, keep)
+    return [cell("markdown", title(bank[name]), f"{name} title"), cell("code", text, f"{name} stub"),
+            cell("code", f"check({name})", f"{name} check"), cell("code", LADDER.format(name), f"{name} ladder")]
+
+
+def convert(lesson: dict, name: str, bank: dict) -> dict:
+    "A learner's notebook from a lesson."
+    tasks = [t for t in bank.values() if t.lesson == name]
+    cells = []
+    for number, old in enumerate(lesson["cells"]):
+        source, key = "".join(old["source"]), f"{name} {number}"
+        mark = MARK.search(source) if old["cell_type"] == "code" else None
+        if old["cell_type"] == "markdown":
+            source += "\n\n" + INTRO.format(name=name, count=len(tasks), points=sum(t.points for t in tasks)) if number == 0 else ""
+            cells.append(cell("markdown", source, key))
+        elif mark:
+            cells += exercise_cells(source, mark[1], bank)
+        elif source.startswith("#| default_exp"):
+            cells.append(cell("code", SETUP, key))
+        elif re.search(r"^#\| slow", source, re.M):
+            cells.append(cell("markdown", SLOW, key))
+        else:
+            cells.append(cell("code", DIRECTIVE.sub("", source), key, pictures(old["outputs"])))
+    cells += [cell("markdown", "## Your points", f"{name} points"), cell("code", f'progress("{name[:2]}")', f"{name} progress")]
+    metadata = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
+    return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+
+
+def main() -> int:
+    from vit_course.exercises import bank
+
+    made = {}
+    for file in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
+        lesson = json.loads(file.read_text(encoding="utf-8"))
+        if any(MARK.search("".join(c["source"])) for c in lesson["cells"] if c["cell_type"] == "code"):
+            book = convert(lesson, file.stem, bank())
+            made[ROOT / "exercises" / file.name] = json.dumps(book, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    stale = [f for f in (ROOT / "exercises").glob("*.ipynb") if f not in made]
+    changed = [f for f, text in made.items() if not f.exists() or f.read_text(encoding="utf-8") != text] + stale
+    for file in changed:
+        print(f"out of date: {file.relative_to(ROOT)}")
+    if "--check" in sys.argv:
+        return 1 if changed else 0
+    (ROOT / "exercises").mkdir(exist_ok=True)
+    for file in stale:
+        file.unlink()
+    for file, text in made.items():
+        file.write_text(text, encoding="utf-8", newline="\n")
+    print(f"{len(made)} notebooks in exercises/")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
