@@ -494,16 +494,17 @@ def compare_modules(candidate: Candidate, other: Candidate, kind: str, limit: in
 # %% ../nbs/toolbox/exercises.ipynb #1a45fb8f
 def compare(candidate: Candidate, other: Candidate, known: Comparison | None = None, limit: int | None = None) -> Comparison:
     "Two answers side by side."
-    found, explained = Comparison([], []), False
+    found, explained, strange = Comparison([], []), False, 0
     parts = compare_modules if candidate.exercise.is_module else compare_functions
     for kind in ("calls", "chance"):
         for mine, others in parts(candidate, other, kind, limit):
             number = len(found.seen)
             found.seen.append(mine)
             found.other.append(others)
-            if known is not None and number in known.differing:
-                explained = explained or same(mine, others)
-                if not explained:
+            if known is not None and not explained:
+                alike_here, differs = same(mine, others), number in known.differing
+                explained, strange = differs and alike_here, strange + (not differs and not alike_here)
+                if (differs and not explained) or strange > 2:
                     found.stopped = True
                     return found
         if (known or found).differing and (known is None or len(known.seen) == len(found.seen)):
@@ -834,12 +835,13 @@ def _inherited(cls) -> set[str]:
 # %% ../nbs/toolbox/exercises.ipynb #9392b4a2
 def loose_parts(module: nn.Module) -> tuple[str, str] | None:
     "Layers or weights that PyTorch cannot find."
+    known = {id(part) for part in [*module.modules(), *module.parameters()]}
     for owner in module.modules():
         for name, value in vars(owner).items():
             if name.startswith("_") and name in ("_parameters", "_buffers", "_modules"):
                 continue
             parts = list(value.values()) if isinstance(value, dict) else value
-            if isinstance(parts, (list, tuple)) and any(isinstance(p, (nn.Module, nn.Parameter)) for p in parts):
+            if isinstance(parts, (list, tuple)) and any(isinstance(p, (nn.Module, nn.Parameter)) and id(p) not in known for p in parts):
                 return "not-registered", (f"`self.{name}` is a plain list: PyTorch does not find the weights in it, and no optimizer "
                                           f"will. Use nn.ModuleList, nn.Sequential or nn.ParameterList.")
             if isinstance(value, Tensor) and value.requires_grad and not isinstance(value, nn.Parameter):
@@ -904,7 +906,7 @@ def earned() -> dict[str, int]:
         try:
             entry = json.loads(line)
             name, points = str(entry["exercise"]), int(entry["points"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
         best[name] = max(best.get(name, 0), points)
     return best
@@ -961,8 +963,16 @@ def _exercise_of(obj, name: str | None) -> Exercise:
 def grade(obj, exercise: Exercise) -> Outcome:
     "The outcome for an answer; nothing is recorded, and nothing outside is changed."
     status, cause, say, see = "error", "too-long", f"It was not finished after {SECONDS:g} seconds: is there a loop without an end?", ""
-    with contextlib.suppress(TookTooLong), untouched_world(SECONDS):
-        status, cause, say, see = _verdict(obj, exercise)
+    try:
+        with untouched_world(SECONDS):
+            status, cause, say, see = _verdict(obj, exercise)
+    except TookTooLong:
+        _mistaken.cache_clear()  # one of them may have been stopped half-way
+    except KeyboardInterrupt:
+        _mistaken.cache_clear()
+        raise
+    except BaseException as error:
+        status, (cause, say), see = "error", _describe_error(error), exercise.section
     points = exercise.points if status == "right" else 0
     return Outcome(status, exercise.name, points, say, cause, see, exercise.points)
 
@@ -981,8 +991,10 @@ def _verdict(obj, exercise: Exercise) -> tuple[str, str | None, str, str]:
     if found.agrees:
         return "right", *_remark(obj, exercise, module)
     mistake = None
-    with contextlib.suppress(TookTooLong):
+    try:
         mistake = recognise(candidate, found)
+    except TookTooLong:
+        _mistaken.cache_clear()
     if mistake:
         return "wrong", mistake.id, mistake.say, mistake.see or exercise.section
     return _unknown(obj, exercise, found)
@@ -1010,8 +1022,9 @@ def _unknown(obj, exercise: Exercise, found: Comparison) -> tuple[str, str, str,
     first = min(found.differing, key=lambda i: _rank(found, i), default=None)
     if first is None:
         return "wrong", "values", "It does something other than what is asked.", exercise.section
-    cause, say = describe(found.seen[first], found.other[first])
-    failed = found.seen[first].error is not None
+    unfinished = [w for w in found.seen if isinstance(w.error, NotImplementedError)]
+    cause, say = describe(unfinished[0] if unfinished else found.seen[first], found.other[first])
+    failed = bool(unfinished) or found.seen[first].error is not None
     if (failed or cause in ("shape", "axes-swapped")) and cause != "signature" and _loses_batch(obj, exercise):
         cause, failed = "no-batch-axis", False
         say = "It works for a single sample, not for a batch: the first axis is the batch's."

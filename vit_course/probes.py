@@ -49,7 +49,7 @@ def time_limit(
     timers = {signal.ITIMER_PROF: (signal.SIGPROF, seconds), signal.ITIMER_REAL: (signal.SIGALRM, 4 * seconds)}
     before = {sign: signal.signal(sign, stop) for sign, _ in timers.values()}
     for timer, (_, limit) in timers.items():
-        signal.setitimer(timer, limit)
+        signal.setitimer(timer, limit, 0.5)  # again and again: a bare `except` may have caught the first
     try:
         yield
     finally:
@@ -108,6 +108,8 @@ def alike(
     b,
 ) -> bool:
     "The same structure, shapes and formats, and numbers within the tolerance."
+    if isinstance(a, np.ndarray) != isinstance(b, np.ndarray):
+        return False
     a, b = _as_tensor(a), _as_tensor(b)
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.shape == b.shape and a.dtype == b.dtype and _close(a, b)
@@ -170,6 +172,7 @@ def watch(
     tree = _inputs((args, kwargs or {}), grads)
     kept = [t.detach().clone() for t in _tensors(tree)]
     states, seen = random_states(), Seen()
+    torch.set_grad_enabled(True)  # an earlier call may have switched it off
     try:
         seen.value = function(*tree[0], **tree[1])
     except (Exception, SystemExit) as error:
@@ -177,7 +180,10 @@ def watch(
     seen.drew = random_states() != states
     seen.changed = any(not torch.equal(a.detach(), b) for a, b in zip(_tensors(tree), kept))
     if grads and seen.error is None:
-        seen.gradients = _gradients(seen.value, _tensors(tree))
+        try:
+            seen.gradients = _gradients(seen.value, _tensors(tree))
+        except Exception as error:
+            seen.error = error
     return seen
 
 # %% ../nbs/toolbox/probes.ipynb #aee9810d
