@@ -443,6 +443,11 @@ class Candidate:
         if kind == "calls":
             yield from self.refusals()
 
+    def takes(self, option: str | None) -> bool:
+        "Whether the answer has an option that it may leave out."
+        known = inspect.signature(self.obj).parameters.values()
+        return option is None or any(p.name == option or p.kind is p.VAR_KEYWORD for p in known)
+
     def built(self, number: int) -> "Built":
         "The module of a trial."
         return self.keep(("built", number), lambda: build(self.obj, self.exercise.trials[number], torch.float64))
@@ -476,7 +481,7 @@ def compare_functions(candidate: Candidate, other: Candidate, kind: str, limit=N
 def compare_modules(candidate: Candidate, other: Candidate, kind: str, limit: int | None = None) -> Iterator[tuple[Seen, Seen]]:
     "What the modules of two classes do, call by call, with the candidate's weights in both."
     for number, trial in enumerate(candidate.exercise.trials):
-        if kind == "chance" and not trial.get("chance"):
+        if (kind == "chance" and not trial.get("chance")) or not candidate.takes(trial.get("optional")):
             continue
         pair = [candidate.built(number), other.built(number)]
         if any(b.module is None for b in pair):
@@ -820,7 +825,7 @@ def misspelt_method(obj, exercise: Exercise) -> tuple[str, str] | None:
     "A method that the reference has and the answer has not, next to one of nearly that name."
     if not (inspect.isclass(obj) and inspect.isclass(exercise.reference)):
         return None
-    missing = [m for m in methods_of(exercise.reference) if m not in _inherited(obj)]
+    missing = [m for m in ("__init__", "forward") if m in methods_of(exercise.reference) and m not in _inherited(obj)]
     for wanted in missing:
         near = difflib.get_close_matches(wanted, set(methods_of(obj)) - set(methods_of(exercise.reference)), 1, 0.6)
         if near:
