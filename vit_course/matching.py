@@ -367,17 +367,6 @@ def _likely_orders(group: list[Weight]) -> list[tuple[int, ...]]:
     return sorted(perms, key=disagreement) if len(group) == 3 else perms
 
 # %% ../nbs/toolbox/matching.ipynb #2ef01114
-def _likely_orders(group: list[Weight]) -> list[tuple[int, ...]]:
-    "Which tensor is query, key, value: as the names say, else as they come, then all other orders."
-    letters = [re.sub(r".*\.", "", re.sub(r"\.?(weight|bias)$", "", w.name)).lower() for w in group]
-    perms = list(itertools.permutations(range(len(group))))
-
-    def disagreement(perm):
-        return sum(wanted not in letters[i] for wanted, i in zip("qkv", perm))
-
-    return sorted(perms, key=disagreement) if len(group) == 3 else perms
-
-# %% ../nbs/toolbox/matching.ipynb #34c57309
 def _plain_readings(value: Tensor, slot: Slot, owner: str) -> list[tuple]:
     "(how, tensor of the slot's shape)."
     shape = slot.shape
@@ -394,12 +383,13 @@ def _plain_readings(value: Tensor, slot: Slot, owner: str) -> list[tuple]:
     orders = list(factorings(tuple(value.shape), names))
     return [(o, refactor(value, o, names, " ".join(names))) for o in orders]
 
-# %% ../nbs/toolbox/matching.ipynb #17c43afa
+# %% ../nbs/toolbox/matching.ipynb #34c57309
 def readings(
     learner: nn.Module,
     reference: nn.Module,
     call: Callable[[nn.Module], object],  # runs either model once
     limit: int = 400,  # most readings that are tried
+    keep: Callable = lambda key, make: make(),  # may remember what the learner's model does with its weights
 ) -> Iterator[dict[str, Tensor]]:  # state of the reference, as the learner's weights may be meant
     "Readings of a learner's weights, from the most to the least likely."
     wanted = {n: p.shape for n, p in reference.named_parameters()}
@@ -407,7 +397,7 @@ def readings(
     if {n: p.shape for n, p in own.items()} == wanted:
         yield {n: p.detach() for n, p in own.items()}
     slots = slots_of(reference, call)
-    used = weights_by_use(learner, call)
+    used = keep("used", lambda: weights_by_use(learner, call))
     by_name = {w.name: w for w in used}
     defined = [by_name[n] for n in own if n in by_name]
     for order in [used] + [defined] * ([w.name for w in defined] != [w.name for w in used]):
@@ -415,7 +405,7 @@ def readings(
         if pairs is not None:
             yield from itertools.islice(_combinations(pairs), limit)
 
-# %% ../nbs/toolbox/matching.ipynb #f53a5288
+# %% ../nbs/toolbox/matching.ipynb #17c43afa
 def _combinations(pairs) -> Iterator[dict[str, Tensor]]:
     "Every combination of readings in which equal kinds of slots are read in the same way."
     options = []
@@ -439,7 +429,7 @@ def _combinations(pairs) -> Iterator[dict[str, Tensor]]:
         else:
             yield {n: v.contiguous() for n, v in state.items()}
 
-# %% ../nbs/toolbox/matching.ipynb #0cc1ecce
+# %% ../nbs/toolbox/matching.ipynb #f53a5288
 def _kind_key(slot: Slot, group: list[Weight]):
     "Slots with the same key are read in the same way."
     return slot.kind, slot.shape, tuple(tuple(w.value.shape) for w in group), tuple(w.owner for w in group)
