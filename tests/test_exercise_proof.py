@@ -41,9 +41,9 @@ def outcomes(request) -> dict:
         if way in WAYS:
             values = dict(item.callspec.params)
             tasks[values.pop("name")].append((way, *values.values()))
-    pieces = [(n, t[i : i + 30]) for n, t in tasks.items() for i in range(0, len(t), 30)]
+    long_first = sorted(tasks.items(), key=lambda piece: (not bank()[piece[0]].is_module, -len(piece[1])))
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        jobs = [pool.submit(grade_all, *piece) for piece in sorted(pieces, key=lambda p: -len(p[1]))]
+        jobs = [pool.submit(grade_all, *piece) for piece in long_first]
         return {key: outcome for job in jobs for key, outcome in job.result().items()}
 
 
