@@ -10,8 +10,7 @@ __all__ = ['MODULES', 'SAMPLES', 'SEED', 'PHASES', 'FEW', 'MARKS', 'SECONDS', 'M
            'describe_values', 'is_empty', 'methods_of', 'untouched', 'misspelt_method', 'loose_parts', 'Outcome',
            'panel', 'progress_file', 'earned', 'record', 'check', 'grade', 'stand_in', 'stands_in', 'use', 'Note',
            'Source', 'hint', 'solution', 'Table', 'progress', 'write_notebooks', 'exercises_command', 'code_cells',
-           'asked_in', 'Marker', 'run_marker', 'grade_notebook', 'free_name', 'write_grades', 'grades_table',
-           'grade_command']
+           'asked_in', 'Marker', 'run_marker', 'grade_notebook', 'write_grades', 'grades_table', 'grade_command']
 
 # %% ../nbs/toolbox/exercises.ipynb #caaf3da4
 import argparse
@@ -806,7 +805,7 @@ def is_empty(function) -> bool:
     if not set(function.__code__.co_names) <= _EMPTY_NAMES:
         return False
     steps = [(i.opname, i.argval) for i in dis.get_instructions(function)]
-    works = any(name.startswith(("STORE", "BINARY", "COMPARE", "BUILD", "FOR", "YIELD", "UNARY")) for name, _ in steps)
+    works = any(name.startswith(("JUMP", "STORE", "BINARY", "COMPARE", "BUILD", "FOR", "YIELD", "UNARY")) for name, _ in steps)
     reads = [value for name, value in steps if name.startswith("LOAD_FAST")]
     gives = [value for name, value in steps if name in ("LOAD_CONST", "RETURN_CONST")]
     return not works and set(reads) <= {"self"} and all(isinstance(v, (type(None), type(...), str)) for v in gives)
@@ -1379,20 +1378,13 @@ def _note(state: dict, ended: int | None, seconds: float) -> list[str]:
     return note
 
 # %% ../nbs/toolbox/exercises.ipynb #99c60956
-def free_name(wanted: Path) -> Path:
-    "The name itself, or with a number if the table or its companion is there."
-    name, number = wanted, 1
-    while any(name.with_suffix(s).exists() for s in (".csv", ".json")):
-        number += 1
-        name = wanted.with_name(f"{wanted.name}-{number}")
-    return name
-
-# %% ../nbs/toolbox/exercises.ipynb #c96ea198
 def write_grades(rows: list[dict], output: Path) -> list[Path]:
     "A line for each notebook and exercise as CSV, everything as JSON."
+    from vit_course.data import free_name  # here, so that importing this module stays light
+
     output.parent.mkdir(parents=True, exist_ok=True)
-    name = free_name(output)
-    paths = [name.with_suffix(".csv"), name.with_suffix(".json")]
+    name = free_name(output, (".csv", ".json"))
+    paths = [Path(f"{name}{ending}") for ending in (".csv", ".json")]
     columns = ["notebook", "exercise", "status", "points", "of", "cause", "note"]
     with paths[0].open("x", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -1403,7 +1395,7 @@ def write_grades(rows: list[dict], output: Path) -> list[Path]:
     paths[1].write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return paths
 
-# %% ../nbs/toolbox/exercises.ipynb #11ee10a4
+# %% ../nbs/toolbox/exercises.ipynb #c96ea198
 def grades_table(rows: list[dict]) -> str:
     "Grades for the terminal."
     lines = []
@@ -1414,7 +1406,7 @@ def grades_table(rows: list[dict]) -> str:
             lines.append(f"  {MARKS[o['status']][0]} {o['exercise']:<30} {o['points']:>2} of {o['of']}  {o['status']}{cause}")
     return "\n".join(lines)
 
-# %% ../nbs/toolbox/exercises.ipynb #0cceb73d
+# %% ../nbs/toolbox/exercises.ipynb #11ee10a4
 def grade_command(args: list[str]) -> None:
     "vit-course grade NOTEBOOK...: RUN learners' notebooks and grade them; a table, CSV and JSON."
     warning = ("This runs the learners' code on this machine, with your rights, in a process of its own for each notebook. "

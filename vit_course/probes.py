@@ -11,11 +11,14 @@ import contextlib
 import copy
 import io
 import math
+import os
 import random
 import signal
 import threading
+import warnings
 from dataclasses import dataclass
 from numbers import Number
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -66,15 +69,29 @@ def random_states() -> tuple:  # comparable
 
 # %% ../nbs/toolbox/probes.ipynb #dca301d9
 @contextlib.contextmanager
+def _same_surroundings():
+    "Working folder and environment variables as before afterwards."
+    folder, environment = Path.cwd(), dict(os.environ)
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        if dict(os.environ) != environment:
+            os.environ.clear()
+            os.environ.update(environment)
+
+# %% ../nbs/toolbox/probes.ipynb #06da9b03
+@contextlib.contextmanager
 def untouched_world(
     seconds: float = 20.0,  # for all that is run inside
 ):
-    "Random states, threads, default dtype and gradient mode as before afterwards; prints go nowhere."
+    "Random states, threads, default dtype, gradient mode, folder, environment and warnings' filters as before afterwards; prints go nowhere."
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     threads, dtype, grads = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
     quiet = _Nowhere()
     try:
-        with time_limit(seconds), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+        with (time_limit(seconds), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet),
+              warnings.catch_warnings(), _same_surroundings()):
             torch.set_grad_enabled(True)
             torch.set_default_dtype(torch.float32)
             torch.set_num_threads(1)  # small tensors: more threads only wait for each other
@@ -88,7 +105,7 @@ def untouched_world(
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
 
-# %% ../nbs/toolbox/probes.ipynb #23e27398
+# %% ../nbs/toolbox/probes.ipynb #cbdb7e16
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 3e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3}
 
 
@@ -102,7 +119,7 @@ def _as_tensor(value):
         return tuple(value)
     return value
 
-# %% ../nbs/toolbox/probes.ipynb #cbdb7e16
+# %% ../nbs/toolbox/probes.ipynb #777ce671
 def alike(
     a,  # tensors, numbers, words, modules, or nests of these
     b,
@@ -122,7 +139,7 @@ def alike(
         return math.isclose(*numbers, rel_tol=1e-5, abs_tol=1e-6)
     return type(a) is type(b) and bool(a == b)
 
-# %% ../nbs/toolbox/probes.ipynb #777ce671
+# %% ../nbs/toolbox/probes.ipynb #042548ab
 def _close(a: Tensor, b: Tensor) -> bool:
     if a.dtype not in TOLERANCE:
         return torch.equal(a, b)
@@ -131,7 +148,7 @@ def _close(a: Tensor, b: Tensor) -> bool:
     size = max(1e-3, finite.abs().max().item()) if finite.numel() else 1.0
     return torch.allclose(a, b, rtol=0, atol=TOLERANCE[a.dtype] * size, equal_nan=True)
 
-# %% ../nbs/toolbox/probes.ipynb #4c99370f
+# %% ../nbs/toolbox/probes.ipynb #a60e7487
 @dataclass
 class Seen:
     "What one call did."
@@ -152,7 +169,14 @@ def _tensors(tree) -> list[Tensor]:
         tree = list(tree.values())
     return [t for x in tree for t in _tensors(x)] if isinstance(tree, (list, tuple)) else []
 
-# %% ../nbs/toolbox/probes.ipynb #a60e7487
+# %% ../nbs/toolbox/probes.ipynb #3b330533
+def _outline(tree):
+    "How a nest is built, without what is in it."
+    if isinstance(tree, dict):
+        return {k: _outline(v) for k, v in tree.items()}
+    return [_outline(x) for x in tree] if isinstance(tree, (list, tuple)) else None
+
+# %% ../nbs/toolbox/probes.ipynb #aee9810d
 def _inputs(tree, grads: bool):
     "A copy of the arguments whose float tensors ask for gradients."
     tree = copy.deepcopy(tree)
@@ -161,7 +185,7 @@ def _inputs(tree, grads: bool):
             tensor.requires_grad_(True)
     return tree
 
-# %% ../nbs/toolbox/probes.ipynb #3b330533
+# %% ../nbs/toolbox/probes.ipynb #1b315738
 def watch(
     function,  # what is called
     args: tuple = (),
@@ -170,7 +194,7 @@ def watch(
 ) -> Seen:
     "Call with a copy of the arguments, and note all that happens."
     tree = _inputs((args, kwargs or {}), grads)
-    kept = [t.detach().clone() for t in _tensors(tree)]
+    kept, outline = [t.detach().clone() for t in _tensors(tree)], _outline(tree)
     states, seen = random_states(), Seen()
     torch.set_grad_enabled(True)  # an earlier call may have switched it off
     try:
@@ -178,7 +202,7 @@ def watch(
     except (Exception, SystemExit) as error:
         seen.error = error
     seen.drew = random_states() != states
-    seen.changed = any(not torch.equal(a.detach(), b) for a, b in zip(_tensors(tree), kept))
+    seen.changed = _outline(tree) != outline or any(not torch.equal(a.detach(), b) for a, b in zip(_tensors(tree), kept))
     if grads and seen.error is None:
         try:
             seen.gradients = _gradients(seen.value, _tensors(tree))
@@ -186,7 +210,7 @@ def watch(
             seen.error = error
     return seen
 
-# %% ../nbs/toolbox/probes.ipynb #aee9810d
+# %% ../nbs/toolbox/probes.ipynb #bc5c7166
 def _gradients(value, inputs: list[Tensor]) -> list | None:
     "Of a weighted sum of all results, for each float input; None where nothing flows."
     outputs = [t for t in _tensors(value) if t.requires_grad]
@@ -197,7 +221,7 @@ def _gradients(value, inputs: list[Tensor]) -> list | None:
     total = sum((t * w).sum() for t, w in zip(outputs, weights))
     return list(torch.autograd.grad(total, inputs, allow_unused=True))
 
-# %% ../nbs/toolbox/probes.ipynb #b2621d28
+# %% ../nbs/toolbox/probes.ipynb #47930ffc
 def by_chance(
     value,  # outputs whose first axis is the sample's
 ) -> list[Tensor]:  # statistics of each output tensor
@@ -221,7 +245,7 @@ def alike_by_chance(
         return False
     return all(_explained(x, y, samples) for x, y in zip(a, b))
 
-# %% ../nbs/toolbox/probes.ipynb #878647a4
+# %% ../nbs/toolbox/probes.ipynb #2f4bd200
 def _explained(x: Tensor, y: Tensor, samples: int) -> bool:
     spread = torch.maximum(x[1], y[1])
     size = max(1e-6, y[0].abs().max().item(), spread.max().item())
