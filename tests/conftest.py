@@ -1,5 +1,6 @@
 "Paths, and a way to run the command line as a user would, in a process of its own."
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,8 @@ class CommandLine:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-u", "-c", code, *map(str, args)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        # started from a script in the background, a process would not hear SIGINT
+        pipes["preexec_fn"] = (lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) if os.name == "posix" else None
         return subprocess.Popen(command, cwd=self.folder, env=environment, **pipes)
 
     def __call__(self, *args, code: str | None = None, fails: bool = False) -> str:
