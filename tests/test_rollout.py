@@ -1,7 +1,7 @@
 """Attention rollout on random attention: properties that hold whatever the numbers are."""
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from vit_course.attention import MultiHeadAttention
 from vit_course.rollout import attention_rollout, capture_attention, mix_residual, rollout_heatmap
@@ -12,12 +12,11 @@ settings.load_profile("course")
 
 
 @st.composite
-def attentions(draw, layers=st.integers(1, 4)):
+def attentions(draw, layers=st.integers(1, 4), sharpness=st.sampled_from([0.0, 1.0, 5.0, 30.0])):
     "(L, B, h, N, N) of rows summing to 1, from flat to nearly one-hot."
     shape = [draw(s) for s in (layers, st.integers(1, 3), st.integers(1, 4), st.integers(2, 7))]
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    sharpness = draw(st.sampled_from([0.0, 1.0, 5.0, 30.0]))
-    scores = torch.randn(*shape, shape[-1], generator=generator, dtype=torch.float64) * sharpness
+    scores = torch.randn(*shape, shape[-1], generator=generator, dtype=torch.float64) * draw(sharpness)
     return scores.softmax(dim=-1)
 
 
@@ -47,9 +46,8 @@ def test_tokens_that_only_see_themselves(attention, chosen):
     torch.testing.assert_close(rollout, eye.expand_as(rollout))
 
 
-@given(attentions(), options, st.randoms(use_true_random=False))
+@given(attentions(sharpness=st.just(1.0)), options, st.randoms(use_true_random=False))  # equal numbers have no order
 def test_permuted_tokens_permute_the_result(attention, chosen, random):
-    assume(not chosen["discard_ratio"] or attention.std() > 0)  # which of two equals is discarded is open
     prefix, tokens = chosen["num_prefix_tokens"], attention.shape[-1]
     patches = list(range(min(prefix, tokens), tokens))
     random.shuffle(patches)  # prefix tokens stay: their rows are treated otherwise
