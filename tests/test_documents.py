@@ -41,7 +41,7 @@ def test_the_readme_links_to_files_that_exist():
 
 def test_make_help_lists_every_command():
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in ("run", "test", "lab", "exercises", "help"):
+    for name in ("run", "test", "lab", "exercises", "bench", "help"):
         assert re.search(rf"^{name}\b", listed, re.M)
 
 

@@ -9,7 +9,8 @@ __all__ = ['use_style', 'to_picture', 'show_images', 'heatmap', 'compare_lines',
            'time_marks', 'template_maps', 'bar_steps', 'table_row', 'query_maps', 'growth_lines', 'timing_dots',
            'draw_sixteen_steps', 'draw_curves', 'draw_flow', 'token_layout', 'crop_gallery', 'normalized_view',
            'before_and_after', 'run_spread', 'recipe_curves', 'loop_arrows', 'stretch_maps', 'draw_overlay',
-           'overlay_sheet', 'map_row', 'head_mosaic', 'layer_strip', 'draw_links']
+           'overlay_sheet', 'map_row', 'head_mosaic', 'layer_strip', 'draw_links', 'interval_panels', 'sample_dots',
+           'named_heatmap', 'grid_row']
 
 # %% ../nbs/toolbox/plots.ipynb #bc4ca4b6
 import math
@@ -1005,3 +1006,90 @@ def _link(ax: plt.Axes, origin: int, to: int, y: int, share: float):
     x, box = origin + spot * (to - origin), {"facecolor": "white", "edgecolor": "none", "pad": 1}
     style = {"ha": "center", "va": "center", "fontsize": 8, "color": "black", "bbox": box}
     ax.text(x, y + spot, f"{share:.2g}", **style)
+
+# %% ../nbs/toolbox/plots.ipynb #8c968de0
+def interval_panels(
+    panels: dict[str, dict[str, dict[str, tuple]]],  # panel -> series -> row -> (mean, low, high)
+    xlabel: str,
+    zero: float | None = 0.0,  # where a dotted line stands; None: nowhere
+) -> plt.Figure:
+    "Means as marks and intervals as bars, a panel beside the other."
+    rows = list(next(iter(next(iter(panels.values())).values())))
+    size = (2.6 * len(panels) + 3.2, 0.36 * len(rows) + 1.3)
+    fig, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
+    for ax, (title, series) in zip(axes[0], panels.items()):
+        for place, (name, numbers) in enumerate(series.items()):
+            mean, low, high = np.array([numbers[row] for row in rows]).T
+            y = np.arange(len(rows)) + 0.2 * (place - (len(series) - 1) / 2)
+            options = dict(fmt="os^D"[place % 4], color=f"C{place}", markersize=4, capsize=2, label=name)
+            ax.errorbar(mean, y, xerr=[mean - low, high - mean], **options)
+        if zero is not None:
+            ax.axvline(zero, color="0.5", linestyle=":")
+        ax.set(title=title)
+    fig.supxlabel(xlabel, fontsize="medium")
+    axes[0, 0].set_yticks(range(len(rows)), rows)
+    axes[0, 0].invert_yaxis()
+    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return fig
+
+# %% ../nbs/toolbox/plots.ipynb #ef0aac4f
+def sample_dots(
+    old: int,  # patches in a row of the old grid
+    points: dict[str, Tensor],  # convention -> (new,) places in the old grid, 0 being the first centre
+    title: str = "",
+) -> plt.Axes:
+    "The old patches as boxes with their centres, and where each convention looks them up."
+    fig, ax = plt.subplots(figsize=(1.05 * old + 2.2, 0.42 * len(points) + 1.3))
+    for box in range(old):
+        options = {"facecolor": ["0.93", "0.87"][box % 2], "edgecolor": "white"}
+        ax.add_patch(plt.Rectangle((box - 0.5, -0.5), 1, len(points), **options))
+        ax.axvline(box, color="0.5", lw=1, ls=":")
+    for y, places in enumerate(points.values()):
+        ax.plot(places, [y] * len(places), "os^Dv"[y % 5], color=f"C{y}", markersize=7)
+    ax.set_yticks(range(len(points)), list(points))
+    ax.set(xlim=(-0.6, old - 0.4), ylim=(len(points) - 0.45, -0.55), xticks=range(old))
+    ax.set(xlabel="place in the old grid, in patches (dotted: centres)", title=title)
+    sns.despine(ax=ax, left=True, bottom=True)
+    return ax
+
+# %% ../nbs/toolbox/plots.ipynb #05e92d4d
+def named_heatmap(
+    values: Tensor,  # (rows, cols)
+    rows: list[str],  # a name a row
+    cols: list[str],  # a name a column
+    title: str = "",
+    label: str = "",  # of the colour bar
+    form: str = ".2f",  # of the numbers in the cells
+    ax: plt.Axes | None = None,
+    **options,  # as `heatmap`'s
+) -> plt.Axes:
+    "A table of numbers in colour, with names at both edges and the numbers written in."
+    size = (0.85 * len(cols) + 2.6, 0.42 * len(rows) + 1.3)
+    ax = ax or plt.subplots(figsize=size)[1]
+    heatmap(values, title=title, label=label, ax=ax, annotate=form, square=False, **options)
+    ax.set_xticks(range(len(cols)), cols, rotation=20, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(rows)), rows)
+    ax.spines[:].set_visible(False)
+    return ax
+
+# %% ../nbs/toolbox/plots.ipynb #e6761b9a
+def grid_row(
+    tables: dict[str, Tensor],  # title -> (rows, cols), a number a patch
+    label: str = "",  # of the colour bar
+    cell: float = 0.17,  # inches a patch
+) -> plt.Figure:
+    "Grids of different sizes side by side, patches equally large in all, one colour scale."
+    limit = max(float(table.detach().abs().max()) for table in tables.values())
+    wide = [max(table.shape[1], 7) for table in tables.values()]
+    tall = max(table.shape[0] for table in tables.values())
+    figsize = (cell * sum(wide) + 0.55 * len(wide) + 1.0, cell * tall + 0.7)
+    fig, axes = plt.subplots(1, len(tables), figsize=figsize, squeeze=False, width_ratios=wide)
+    for ax, (title, table) in zip(axes[0], tables.items()):
+        options = {"cmap": "PuOr", "vmin": -limit, "vmax": limit, "interpolation": "nearest"}
+        drawn = ax.imshow(table.detach().float().numpy(), **options)
+        ax.set(xticks=[0, table.shape[1] - 1], yticks=[0, table.shape[0] - 1])
+        ax.set_title(title, fontsize=8)
+        ax.tick_params(labelsize=7)
+    axes[0, 0].set(xlabel="patch column", ylabel="patch row")
+    fig.colorbar(drawn, ax=axes, label=label, shrink=0.85)
+    return fig

@@ -30,16 +30,26 @@ def _record(
     return before + [layer.register_forward_hook(keep, prepend=True) for layer in layers]
 
 # %% ../nbs/07_attention_rollout.ipynb #b7270e1f
+def _from_others(
+    model: nn.Module,  # without `MultiHeadAttention`
+    images: Tensor,  # (B, C, H, W)
+) -> Tensor:  # (L, B, h, N, N)
+    "Attention weights of timm, torchvision, Hugging Face and vit-pytorch models; else `ValueError`."
+    from vit_course.inside import capture_from  # here, since that page builds on this lesson
+
+    return torch.stack(capture_from(model, images))
+
+# %% ../nbs/07_attention_rollout.ipynb #c7a26228
 @torch.no_grad()
 def capture_attention(
-    model: nn.Module,  # a model with `MultiHeadAttention` layers, such as a `ViT` or a `LitViT`
+    model: nn.Module,  # with `MultiHeadAttention` layers, as a `ViT`, or of another library
     images: Tensor,  # (B, C, H, W)
 ) -> Tensor:  # (L, B, h, N, N), rows summing to 1
     "Attention weights of every layer, in eval mode; the model is left as it was found."
-    # 1. find the layers, at any depth
+    # 1. find the layers, at any depth; without any, the model is another library's
     layers = [module for module in model.modules() if isinstance(module, MultiHeadAttention)]
     if not layers:
-        raise ValueError(f"model={type(model).__name__} has no MultiHeadAttention to look into")
+        return _from_others(model, images)
     # 2. note the flag of each module: parts may be frozen in eval mode
     flags, maps = {module: module.training for module in model.modules()}, []
     handles = _record(layers, maps)
@@ -53,7 +63,7 @@ def capture_attention(
             module.training = training
     return torch.stack(maps)
 
-# %% ../nbs/07_attention_rollout.ipynb #f2407bf3
+# %% ../nbs/07_attention_rollout.ipynb #b34abf33
 def mix_residual(
     fused: Tensor,  # (..., N, N), one map for each layer or image, no entry below 0
     residual: float = 0.5,  # r, the share of the skip connection
@@ -66,7 +76,7 @@ def mix_residual(
     mixed = torch.where(mixed.sum(dim=-1, keepdim=True) > 0, mixed, eye)
     return mixed / mixed.sum(dim=-1, keepdim=True)
 
-# %% ../nbs/07_attention_rollout.ipynb #3f313cbc
+# %% ../nbs/07_attention_rollout.ipynb #223ed309
 def fuse_heads(
     attention: Tensor,  # (B, h, N, N), one layer
     head_fusion: str = "mean",  # "mean", "max" or "min"
@@ -81,7 +91,7 @@ def fuse_heads(
         return attention.amin(dim=1)
     raise ValueError(f"head_fusion={head_fusion!r} is not known: use 'mean', 'max' or 'min'")
 
-# %% ../nbs/07_attention_rollout.ipynb #2454686a
+# %% ../nbs/07_attention_rollout.ipynb #289da038
 def discard_smallest(
     fused: Tensor,  # (B, N, N)
     discard_ratio: float = 0.0,  # share of the candidates that is set to 0
@@ -97,7 +107,7 @@ def discard_smallest(
     kept = candidates.scatter(1, smallest, 0.0).view_as(rows)
     return torch.cat([prefix, kept], dim=1)
 
-# %% ../nbs/07_attention_rollout.ipynb #34fb9aa9
+# %% ../nbs/07_attention_rollout.ipynb #7d687613
 def _check_rollout(attentions, residual, discard_ratio, start_layer, prefix) -> None:
     "Raise `ValueError` for options that `attention_rollout` cannot use."
     if not len(attentions) or attentions[0].ndim != 4:
@@ -113,7 +123,7 @@ def _check_rollout(attentions, residual, discard_ratio, start_layer, prefix) -> 
     if not 0 <= prefix <= tokens:
         raise ValueError(f"num_prefix_tokens={prefix} must lie in 0..{tokens}, the number of tokens")
 
-# %% ../nbs/07_attention_rollout.ipynb #7d687613
+# %% ../nbs/07_attention_rollout.ipynb #e44e3ccf
 def attention_rollout(
     attentions: Tensor | list[Tensor],  # (L, B, h, N, N), or a list of L tensors (B, h, N, N)
     residual: float = 0.5,  # share of the skip connection
@@ -134,7 +144,7 @@ def attention_rollout(
         rollout = mixed if rollout is None else mixed @ rollout
     return rollout
 
-# %% ../nbs/07_attention_rollout.ipynb #0f1769b1
+# %% ../nbs/07_attention_rollout.ipynb #0d086ddf
 def rollout_heatmap(
     model: nn.Module,  # a `ViT`, or a `LitViT` around one
     images: Tensor,  # (B, C, H, W)
@@ -151,7 +161,7 @@ def rollout_heatmap(
     # 3. patches only, as a picture
     return pooled[:, prefix:].unflatten(1, vit.grid)
 
-# %% ../nbs/07_attention_rollout.ipynb #d732319f
+# %% ../nbs/07_attention_rollout.ipynb #135cc1bb
 def show_rollout(
     model: nn.Module,  # a `ViT`, or a `LitViT` around one
     images: Tensor,  # (B, C, H, W), floats in 0..1

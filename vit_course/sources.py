@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FOREIGN', 'TIMM', 'HUGGINGFACE', 'JAX', 'read_file', 'fetched', 'weights_of', 'no_place', 'table', 'norm_eps',
            'activation_name', 'torchvision_facts', 'timm_facts', 'huggingface_facts', 'torchvision_named', 'timm_named',
-           'huggingface_named', 'arrays_of', 'mlp_ratio', 'options_of', 'save_vit', 'load_vit', 'timm_names', 'to_timm']
+           'huggingface_named', 'arrays_of', 'kind_of_positions', 'mlp_ratio', 'options_of', 'save_vit', 'load_vit',
+           'timm_names', 'to_timm']
 
 # %% ../nbs/toolbox/sources.ipynb #21a91849
 import json
@@ -273,7 +274,7 @@ def arrays_of(
     return {name.removeprefix("params/"): torch.from_numpy(np.array(a)) for name, a in source.items()}
 
 # %% ../nbs/toolbox/sources.ipynb #cd953e19
-def _kind_of_positions(vit: ViT) -> str:
+def kind_of_positions(vit: ViT) -> str:
     "Learned, or the table that it equals."
     if isinstance(vit.positions, LearnedPositions):
         return "learned"
@@ -309,7 +310,7 @@ def options_of(
         "drop_path": float(vit.encoder.blocks[-1].drop_path1.p),
         "class_token": vit.class_token is not None,
         "num_registers": 0 if vit.registers is None else vit.registers.shape[1],
-        "positions": _kind_of_positions(vit),
+        "positions": kind_of_positions(vit),
         "layer_scale": 1.0 if hasattr(block.scale1, "gamma") else None,
         "eps": (vit.head[0] if late else vit.norm).eps,
         "norm_after_pool": late,
