@@ -80,3 +80,15 @@ def test_a_lesson_imports_only_lower_numbers(path):
         for node in ast.walk(ast.parse(cell["source"])):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vit_course."):
                 assert modules.get(node.module.split(".")[1], 0) < int(path.name[:2]), cell["source"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_the_site_can_be_made_from_it(path):
+    "The site makes its title from the first cell, and drops what else stands there; it runs cells that import something."
+    first = cells(path)[0]["source"]
+    first = cells(path)[1]["source"] if first.startswith("#| hide") else first
+    assert re.fullmatch(r"# [^\n]+\n\n> [^\n]+(\n> [^\n]+)*\n?", first), "the first cell holds the title and one line, nothing else"
+    for cell in cells(path, "code"):
+        if not re.search(r"(?m)^#\|\s*export", cell["source"]) and path.stem != "index":
+            imports = [isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(cell["source"]).body]
+            assert all(imports) or not any(imports), "imports stand in cells of their own:\n" + cell["source"]

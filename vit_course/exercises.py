@@ -8,7 +8,7 @@ __all__ = ['MODULES', 'SAMPLES', 'SEED', 'PHASES', 'FEW', 'MARKS', 'SECONDS', 'M
            'first_call', 'symmetric', 'Weights', 'has_all_weights', 'Start', 'Candidate', 'known', 'reading_for',
            'alongside', 'side_by_side', 'Comparison', 'compare', 'source_of', 'variant', 'recognise', 'describe',
            'describe_values', 'is_empty', 'methods_of', 'untouched', 'misspelt_method', 'loose_parts', 'Outcome',
-           'panel', 'progress_file', 'earned', 'record', 'check', 'grade', 'stand_in', 'stands_in', 'use', 'Note',
+           'panel', 'progress_file', 'earned', 'record', 'check', 'grade', 'stand_in', 'stands_in', 'Note', 'use',
            'Source', 'hint', 'solution', 'Table', 'progress', 'write_notebooks', 'exercises_command', 'code_cells',
            'asked_in', 'Marker', 'run_marker', 'grade_notebook', 'write_grades', 'grades_table', 'grade_command']
 
@@ -116,7 +116,7 @@ def find(name: str) -> Exercise:
     return bank()[name]
 
 # %% ../nbs/toolbox/exercises.ipynb #922174ae
-MODULES = ("positional", "tokenizer", "attention", "encoder", "vit", "training", "rollout")
+MODULES = ("positional", "tokenizer", "attention", "encoder", "vit", "training", "rollout", "resolution")
 
 
 class _Later:
@@ -1097,15 +1097,6 @@ def _not_attempted(obj, exercise: Exercise, namespace: dict) -> Outcome:
         say += f" Until then the course's own `{exercise.name}` stands in, so that the notebook goes on."
     return Outcome("not attempted", exercise.name, 0, say, None, "", exercise.points)
 
-# %% ../nbs/toolbox/exercises.ipynb #8e61a4aa
-def use(
-    name: str,  # of the exercise
-) -> "Note":
-    "Put the course's own version in place of yours, so that you can go on; it earns no points."
-    exercise = find(name)
-    stand_in(exercise, sys._getframe(1).f_globals)
-    return Note(f"The course's own `{name}` stands in. Run your own cell again to come back to yours.")
-
 # %% ../nbs/toolbox/exercises.ipynb #3675640a
 class Note(str):
     "Text that notebooks show in a box and terminals as it is."
@@ -1115,6 +1106,15 @@ class Note(str):
 
     def _repr_html_(self):
         return panel(_inline(self), "#4a7fc4")
+
+# %% ../nbs/toolbox/exercises.ipynb #8e61a4aa
+def use(
+    name: str,  # of the exercise
+) -> Note:
+    "Put the course's own version in place of yours, so that you can go on; it earns no points."
+    exercise = find(name)
+    stand_in(exercise, sys._getframe(1).f_globals)
+    return Note(f"The course's own `{name}` stands in. Run your own cell again to come back to yours.")
 
 # %% ../nbs/toolbox/exercises.ipynb #6dcdcc75
 class Source(str):

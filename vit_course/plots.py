@@ -282,7 +282,7 @@ def learning_curves(
         ax.legend(frameon=False)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #72ddb2f1
+# %% ../nbs/toolbox/plots.ipynb #ccbedb72
 def confusion_heatmap(
     counts: Tensor,  # (K, K): rows are the true classes, columns the predicted ones
     classes: list[str],  # K names
@@ -301,7 +301,7 @@ def confusion_heatmap(
     ax.tick_params(axis="y", rotation=0, length=0)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #f59c1330
+# %% ../nbs/toolbox/plots.ipynb #9d181bd5
 def show_predictions(
     images: Tensor,  # (B, C, H, W)
     probs: Tensor,  # (B, K)
@@ -324,7 +324,7 @@ def show_predictions(
         bars.axis("off")
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #be6b2f14
+# %% ../nbs/toolbox/plots.ipynb #bc7acfc8
 def picture_row(
     pictures: dict,  # title -> (C, H, W)
     height: float = 1.65,  # inches a picture
@@ -344,7 +344,7 @@ def picture_row(
         ax.set_title(title, fontsize=9)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #1f7a0e44
+# %% ../nbs/toolbox/plots.ipynb #59432290
 def grid_lines(
     image: Tensor,  # (C, H, W), floats in 0..1
     patch_size: int,  # side of a square, in pixels
@@ -368,7 +368,7 @@ def grid_lines(
     ax.spines[:].set_visible(False)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #1eb63c2e
+# %% ../nbs/toolbox/plots.ipynb #a4716a1c
 def patch_sheet(
     patches: Tensor,  # (N, p * p * C), each patch in the order row, column, channel
     patch_size: int,  # side of a patch, in pixels
@@ -389,7 +389,7 @@ def patch_sheet(
     ax.axis("off")
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #37c9cdc6
+# %% ../nbs/toolbox/plots.ipynb #5d3b9c40
 def number_grid(
     values: Tensor,  # (rows, cols), whole numbers to write
     groups: Tensor,  # (rows, cols), which colour each cell gets
@@ -414,7 +414,7 @@ def number_grid(
     ax.spines[:].set_visible(False)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #737bc9d4
+# %% ../nbs/toolbox/plots.ipynb #29ab51ad
 def time_marks(
     times: dict,  # name -> milliseconds
     title: str = "",
@@ -433,7 +433,7 @@ def time_marks(
     ax.grid(axis="y", color="0.9")
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #3132ad59
+# %% ../nbs/toolbox/plots.ipynb #baf36847
 def template_maps(
     templates: dict,  # name -> (C, p, p)
     maps: Tensor,  # (K, rows, cols), one a template: its dot product with each patch
@@ -455,7 +455,7 @@ def template_maps(
     fig.colorbar(axes[1, 0].images[0], ax=axes[1], label="share of the\nlargest value")
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #7105b1ac
+# %% ../nbs/toolbox/plots.ipynb #e31a0d15
 def bar_steps(
     panels: dict,  # title -> (N,) values
     names: list[str],  # one a bar
@@ -473,7 +473,7 @@ def bar_steps(
         ax.tick_params(labelsize=8)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #738ecc3c
+# %% ../nbs/toolbox/plots.ipynb #5471728c
 def table_row(
     tables: dict,  # title -> (rows, cols)
     xlabel: str = "key j",
@@ -495,14 +495,14 @@ def table_row(
     fig.colorbar(axes[0, -1].images[0], ax=axes, label=label, shrink=0.8)
     return whole_ticks(fig)
 
-# %% ../nbs/toolbox/plots.ipynb #b2f49478
+# %% ../nbs/toolbox/plots.ipynb #0b807807
 def _patch_map(ax, image, weights):
     "The grey picture under a patch map in colour, brightest at the map's largest number."
     ax.imshow(to_picture(image.mean(0)), cmap="gray", vmin=0, vmax=1)
     style = {"cmap": "inferno", "vmin": 0, "vmax": 1, "alpha": 0.75, "interpolation": "nearest"}
     return ax.imshow(weights / weights.max(), extent=ax.images[0].get_extent(), **style)
 
-# %% ../nbs/toolbox/plots.ipynb #0b807807
+# %% ../nbs/toolbox/plots.ipynb #b12a6c24
 def query_maps(
     image: Tensor,  # (C, H, W), floats in 0..1
     heads: dict,  # title -> (N, N) weights
@@ -528,7 +528,7 @@ def query_maps(
     sns.despine(fig, left=True, bottom=True)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #dab85ba9
+# %% ../nbs/toolbox/plots.ipynb #fb27ca4a
 def growth_lines(
     x: list,  # sizes, shared by all lines
     lines: dict,  # label -> numbers, one a size
@@ -551,7 +551,7 @@ def growth_lines(
     ax.legend(fontsize=8, frameon=False)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #d97e413d
+# %% ../nbs/toolbox/plots.ipynb #33b0e3f4
 def timing_dots(
     panels: dict,  # title -> {label: times of the repeats}
     unit: str = "milliseconds",
@@ -568,10 +568,10 @@ def timing_dots(
         ax.set_ylim(len(times) - 0.5, -0.5)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #1837b2f2
+# %% ../nbs/toolbox/plots.ipynb #9f0385c5
 from matplotlib.patches import FancyBboxPatch
 
-# %% ../nbs/toolbox/plots.ipynb #9f0385c5
+# %% ../nbs/toolbox/plots.ipynb #54d5a1d6
 _STEP_BOXES = [  # column, height, text, steps, palette colour
     (0, 0, "input embedding", "1", 1), (0, 1, "+ positions", "2", 1), (0, 2.5, "multi-head\nattention", "4–10", 0),
     (0, 3.6, "add & norm", "11", 2), (0, 4.8, "feed-forward", "12", 4), (0, 5.9, "add & norm", "13", 2),
@@ -601,7 +601,7 @@ def _step_box(ax, x, y, text, steps, color):
         badge = {"boxstyle": "round,pad=0.25", "facecolor": "0.2", "edgecolor": "white"}
         ax.text(x + 1.2, y + 0.26, steps, ha="center", va="center", fontsize=7.5, color="white", bbox=badge)
 
-# %% ../nbs/toolbox/plots.ipynb #54d5a1d6
+# %% ../nbs/toolbox/plots.ipynb #5d4f5ea1
 def draw_sixteen_steps(ax: plt.Axes | None = None) -> plt.Axes:
     "The Transformer of Vaswani et al. (2017) as boxes: encoder left, decoder right, the steps 1 to 16 on badges."
     ax = ax or plt.subplots(figsize=(6.8, 8.2))[1]
@@ -623,7 +623,7 @@ def draw_sixteen_steps(ax: plt.Axes | None = None) -> plt.Axes:
     ax.axis("off")
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #5d4f5ea1
+# %% ../nbs/toolbox/plots.ipynb #b582075f
 def _step_links(ax):
     "The bridge from encoder to decoder, what goes in and comes out, and the two headings."
     right, blue = _COLUMN, sns.color_palette()[0]
@@ -639,7 +639,7 @@ def _step_links(ax):
     ax.text(-1.7, 10.6, "orange: residual connections\nblue: what the encoder found", ha="left", fontsize=8.5, color="black")
     ax.text(right - 1.5, 9.9, "Decoder", ha="right", fontsize=12, weight="bold", color="black")
 
-# %% ../nbs/toolbox/plots.ipynb #a6738849
+# %% ../nbs/toolbox/plots.ipynb #31b5171f
 def draw_curves(
     curves: dict,  # label -> (N,) values
     x=None,  # (N,) where they stand; None: 0, 1, 2, ...
@@ -665,7 +665,7 @@ def draw_curves(
     ax.legend(fontsize=8, frameon=False)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #78906e2f
+# %% ../nbs/toolbox/plots.ipynb #66463839
 def _arrow(ax, start, end, bow):
     "An arrow down to the next box, or one that leaves to the left and passes `bow` beside the boxes."
     path = [(0, start - 0.32), (0, end + 0.34)]
@@ -675,7 +675,7 @@ def _arrow(ax, start, end, bow):
     ax.plot(*zip(*path[:-1]), color="0.35", lw=1.2)
     ax.annotate("", (x1, y1), (x0, y0), arrowprops={"arrowstyle": "-|>", "color": "0.35", "lw": 1.2, "shrinkA": 0, "shrinkB": 0})
 
-# %% ../nbs/toolbox/plots.ipynb #66463839
+# %% ../nbs/toolbox/plots.ipynb #5e8d9ed4
 def draw_flow(
     labels: list[str],  # one a box, from top to bottom
     notes: list[str] | None = None,  # text to the right of each box
@@ -701,7 +701,7 @@ def draw_flow(
     ax.axis("off")
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #7246d536
+# %% ../nbs/toolbox/plots.ipynb #44352ffd
 def token_layout(
     rows: dict[str, list[str]],  # name of a row: the kind of each token, in order
     ax: plt.Axes | None = None,
@@ -725,7 +725,7 @@ def token_layout(
     sns.despine(ax=ax, left=True, bottom=True)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #021fbf9a
+# %% ../nbs/toolbox/plots.ipynb #a2c3b36b
 def crop_gallery(
     image: Tensor,  # (C, H, W)
     boxes: list[tuple[int, int, int, int]],  # top, left, height, width in pixels
@@ -745,7 +745,7 @@ def crop_gallery(
         ax.set(xticks=[], yticks=[])
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #efe2dcc8
+# %% ../nbs/toolbox/plots.ipynb #cbf0377c
 def normalized_view(
     pairs: dict[str, tuple[Tensor, Tensor]],  # name -> (H, W) before and after
 ) -> plt.Figure:
@@ -762,7 +762,7 @@ def normalized_view(
             ax.set(xticks=[], yticks=[])
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #538819d7
+# %% ../nbs/toolbox/plots.ipynb #0a20b671
 def before_and_after(
     rows: dict[str, list[Tensor]],  # name -> the image before, then draws of it after, (C, H, W) in 0..1
     size: float = 1.25,  # inches a picture
@@ -781,7 +781,7 @@ def before_and_after(
         ax.set_title(f"draw {i}")
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #e6062b18
+# %% ../nbs/toolbox/plots.ipynb #218eca1d
 def run_spread(
     results: dict[str, list[float]],  # name -> one number a run
     ylabel: str = "test accuracy",
@@ -798,7 +798,7 @@ def run_spread(
     ax.set(xlim=(-0.5, len(results) - 0.4), ylabel=ylabel)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #1f852b83
+# %% ../nbs/toolbox/plots.ipynb #c31ca7ce
 def recipe_curves(
     log,  # a table with columns step, split ("train" or "valid"), loss, accuracy
     chance: float,  # accuracy of a blind guess
@@ -819,7 +819,7 @@ def recipe_curves(
     fig.suptitle(title)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #136362d6
+# %% ../nbs/toolbox/plots.ipynb #e9f6ea6c
 def loop_arrows(
     ax: plt.Axes,  # of `draw_flow`
     loops: dict[str, tuple[int, int]],  # label -> (number of the box it leaves, of the box it leads back to)
@@ -834,12 +834,12 @@ def loop_arrows(
     ax.set_xlim(left=-1.5 - 0.35 * len(loops))
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #f2c90425
+# %% ../nbs/toolbox/plots.ipynb #94effed0
 import itertools
 
 from matplotlib.colors import PowerNorm
 
-# %% ../nbs/toolbox/plots.ipynb #c3c7c992
+# %% ../nbs/toolbox/plots.ipynb #e09a6653
 def stretch_maps(
     maps: Tensor,  # (B, rows, cols), a number a patch
     size: tuple[int, int],  # (H, W) of the picture
@@ -866,19 +866,19 @@ def draw_overlay(
     ax.axis("off")
     return drawn
 
-# %% ../nbs/toolbox/plots.ipynb #94effed0
+# %% ../nbs/toolbox/plots.ipynb #17e216af
 def _lines(titles) -> int:
     "How many lines the longest title has."
     return max((title.count("\n") + 1 for title in titles), default=0) if titles else 0
 
-# %% ../nbs/toolbox/plots.ipynb #e09a6653
+# %% ../nbs/toolbox/plots.ipynb #23cd2e4f
 def _plain(ax: plt.Axes, image: Tensor, title: str):
     "The image itself."
     ax.imshow(to_picture(image), cmap="gray", vmin=0, vmax=1)
     ax.set_title(title, fontsize=8)
     ax.axis("off")
 
-# %% ../nbs/toolbox/plots.ipynb #17e216af
+# %% ../nbs/toolbox/plots.ipynb #c15a3d17
 def _full_bar(drawn, axes, label: str, shrink: float = 0.85, **options):
     "A colour bar in full colours, though the drawing lets the picture shine through."
     bar = drawn.figure.colorbar(drawn, ax=axes, shrink=shrink, **options)
@@ -886,7 +886,7 @@ def _full_bar(drawn, axes, label: str, shrink: float = 0.85, **options):
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)
 
-# %% ../nbs/toolbox/plots.ipynb #c15a3d17
+# %% ../nbs/toolbox/plots.ipynb #779d7b62
 def overlay_sheet(
     images: Tensor,  # (B, C, H, W), floats in 0..1
     maps: Tensor,  # (B, rows, cols), shares of a patch
@@ -912,7 +912,7 @@ def overlay_sheet(
     _full_bar(drawn, axes, label, shrink=min(1, 2 / (rows * tall)), aspect=15 * min(1, tall))
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #779d7b62
+# %% ../nbs/toolbox/plots.ipynb #abcf7472
 def map_row(
     image: Tensor,  # (C, H, W), floats in 0..1
     maps: dict,  # title -> (rows, cols), shares of a patch
@@ -938,7 +938,7 @@ def map_row(
         _full_bar(drawn, axes, label)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #abcf7472
+# %% ../nbs/toolbox/plots.ipynb #48ed6b04
 def head_mosaic(
     maps: Tensor,  # (L, h, rows, cols), a row of attention for each layer and head
     label: str = "attention weight",  # of the colour bar
@@ -959,7 +959,7 @@ def head_mosaic(
     fig.colorbar(drawn, ax=axes, label=label, shrink=0.8)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #48ed6b04
+# %% ../nbs/toolbox/plots.ipynb #cfb8c51b
 def layer_strip(
     maps: Tensor,  # (L, rows, cols), a number a patch, none below 0
     title: str = "after layer {}",  # of each map, with its number
@@ -977,7 +977,7 @@ def layer_strip(
     fig.colorbar(drawn, ax=axes, label=label)
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #cfb8c51b
+# %% ../nbs/toolbox/plots.ipynb #d151f012
 def draw_links(
     layers: list[Tensor],  # (N, N) a layer, the first layer first; row: to, column: from
     names: list[str],  # of the tokens
@@ -998,7 +998,7 @@ def draw_links(
     sns.despine(ax=ax, left=True, bottom=True)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #ae2b62d5
+# %% ../nbs/toolbox/plots.ipynb #fc506563
 def _link(ax: plt.Axes, origin: int, to: int, y: int, share: float):
     "A line from token `origin` at height y to token `to` above, labelled with its share."
     ax.plot([origin, to], [y, y + 1], color=f"C{origin}", lw=9 * share, alpha=0.75)
@@ -1007,7 +1007,7 @@ def _link(ax: plt.Axes, origin: int, to: int, y: int, share: float):
     style = {"ha": "center", "va": "center", "fontsize": 8, "color": "black", "bbox": box}
     ax.text(x, y + spot, f"{share:.2g}", **style)
 
-# %% ../nbs/toolbox/plots.ipynb #8c968de0
+# %% ../nbs/toolbox/plots.ipynb #bd5143e4
 def interval_panels(
     panels: dict[str, dict[str, dict[str, tuple]]],  # panel -> series -> row -> (mean, low, high)
     xlabel: str,
@@ -1032,7 +1032,7 @@ def interval_panels(
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return fig
 
-# %% ../nbs/toolbox/plots.ipynb #ef0aac4f
+# %% ../nbs/toolbox/plots.ipynb #05e92d4d
 def sample_dots(
     old: int,  # patches in a row of the old grid
     points: dict[str, Tensor],  # convention -> (new,) places in the old grid, 0 being the first centre
@@ -1052,7 +1052,7 @@ def sample_dots(
     sns.despine(ax=ax, left=True, bottom=True)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #05e92d4d
+# %% ../nbs/toolbox/plots.ipynb #e6761b9a
 def named_heatmap(
     values: Tensor,  # (rows, cols)
     rows: list[str],  # a name a row
@@ -1072,7 +1072,7 @@ def named_heatmap(
     ax.spines[:].set_visible(False)
     return ax
 
-# %% ../nbs/toolbox/plots.ipynb #e6761b9a
+# %% ../nbs/toolbox/plots.ipynb #88f20e27
 def grid_row(
     tables: dict[str, Tensor],  # title -> (rows, cols), a number a patch
     label: str = "",  # of the colour bar
@@ -1088,6 +1088,8 @@ def grid_row(
         options = {"cmap": "PuOr", "vmin": -limit, "vmax": limit, "interpolation": "nearest"}
         drawn = ax.imshow(table.detach().float().numpy(), **options)
         ax.set(xticks=[0, table.shape[1] - 1], yticks=[0, table.shape[0] - 1])
+        ax.set(xlim=(-0.5, max(table.shape[1], 7) - 0.5), ylim=(tall - 0.5, -0.5))
+        ax.spines[:].set_visible(False)
         ax.set_title(title, fontsize=8)
         ax.tick_params(labelsize=7)
     axes[0, 0].set(xlabel="patch column", ylabel="patch row")
