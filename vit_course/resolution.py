@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMOOTH', 'MODES', 'RESIZE_STYLES', 'sample_points', 'resize_positions', 'resize_model']
 
-# %% ../nbs/08_resolution.ipynb #906b4e7f
+# %% ../nbs/08_resolution.ipynb #4c3b3337
 import copy
 import warnings
 
@@ -17,7 +17,7 @@ from .sources import options_of
 from .tokenizer import as_pair, patch_grid
 from .vit import ViT, make_positions
 
-# %% ../nbs/08_resolution.ipynb #d42a7ee9
+# %% ../nbs/08_resolution.ipynb #65f54faa
 def sample_points(
     old: int,  # patches along one side of the old grid
     new: int,  # patches along the same side of the new grid
@@ -32,7 +32,7 @@ def sample_points(
     # 2. to the centre, from new patches to old ones, and back by half an old patch
     return (i + 0.5) * old / (new + offset) - 0.5
 
-# %% ../nbs/08_resolution.ipynb #e2e90d9d
+# %% ../nbs/08_resolution.ipynb #9c21fb20
 def _check_table(
     positions: Tensor,  # should be (1, N, D) or (N, D)
     old_grid: tuple[int, int],
@@ -55,7 +55,7 @@ def _check_table(
             f"num_prefix_tokens={num_prefix_tokens} need {needed}"
         )
 
-# %% ../nbs/08_resolution.ipynb #bf2c0b45
+# %% ../nbs/08_resolution.ipynb #03d37912
 SMOOTH = ("bilinear", "bicubic")
 MODES = ("nearest", "nearest-exact", "area", *SMOOTH)
 
@@ -73,7 +73,19 @@ def _check_style(mode: str, antialias: bool, align_corners: bool, offset: float)
     if not 0 <= offset < 1:
         raise ValueError(f"offset={offset} should be 0 or more and less than 1 patch")
 
-# %% ../nbs/08_resolution.ipynb #aefd4353
+# %% ../nbs/08_resolution.ipynb #4a5b87ee
+def _interpolate(image, new_grid, mode, antialias, align_corners, offset) -> Tensor:
+    "`F.interpolate`, whose arguments depend on the mode and on the offset."
+    if new_grid[1] == 1 < new_grid[0]:  # PyTorch's antialiasing fails on a single column (2.14)
+        turned = image.transpose(2, 3), new_grid[::-1]
+        return _interpolate(*turned, mode, antialias, align_corners, offset).transpose(2, 3)
+    to = {"size": tuple(new_grid)}
+    if offset:
+        to = {"scale_factor": tuple((n + offset) / o for n, o in zip(new_grid, image.shape[-2:]))}
+    corners = align_corners if mode in SMOOTH else None
+    return F.interpolate(image, mode=mode, antialias=antialias, align_corners=corners, **to)
+
+# %% ../nbs/08_resolution.ipynb #11454a3f
 def resize_positions(
     positions: Tensor,  # (1, N, D) or (N, D): prefix tokens first, then patches row by row
     old_grid: tuple[int, int],  # (rows, cols) that the positions are for
@@ -87,31 +99,21 @@ def resize_positions(
     "Positions for another grid of patches (Dosovitskiy et al. 2021, §3.2)."
     _check_table(positions, old_grid, new_grid, num_prefix_tokens)
     _check_style(mode, antialias, align_corners, offset)
-    # 1. prefix tokens sit nowhere in the picture
+    # 1. an equal grid needs no interpolation
+    if tuple(old_grid) == tuple(new_grid):
+        return positions.clone()
+    # 2. prefix tokens sit nowhere in the picture
     table = positions.reshape(-1, positions.shape[-1])  # (N, D)
     prefix, patches = table[:num_prefix_tokens], table[num_prefix_tokens:]
-    # 2. the list as an image with D channels: (1, D, rows, cols), in float32
+    # 3. the list as an image with D channels: (1, D, rows, cols), in float32
     image = patches.float().unflatten(0, tuple(old_grid)).permute(2, 0, 1)[None]
-    # 3. the new grid; an equal one needs no interpolation
-    if tuple(old_grid) != tuple(new_grid):
-        image = _interpolate(image, new_grid, mode, antialias, align_corners, offset)
-    # 4. back to a list, and to the type and rank that came in
+    # 4. the new grid, by `_interpolate`
+    image = _interpolate(image, new_grid, mode, antialias, align_corners, offset)
+    # 5. back to a list, and to the type and rank that came in
     resized = image[0].flatten(1).T.to(positions.dtype)  # (rows * cols, D)
     return torch.cat([prefix, resized]).view(*positions.shape[:-2], -1, positions.shape[-1])
 
-# %% ../nbs/08_resolution.ipynb #47534fb2
-def _interpolate(image, new_grid, mode, antialias, align_corners, offset) -> Tensor:
-    "`F.interpolate`, whose arguments depend on the mode and on the offset."
-    if new_grid[1] == 1 < new_grid[0]:  # PyTorch's antialiasing fails on a single column (2.14)
-        turned = image.transpose(2, 3), new_grid[::-1]
-        return _interpolate(*turned, mode, antialias, align_corners, offset).transpose(2, 3)
-    to = {"size": tuple(new_grid)}
-    if offset:
-        to = {"scale_factor": tuple((n + offset) / o for n, o in zip(new_grid, image.shape[-2:]))}
-    corners = align_corners if mode in SMOOTH else None
-    return F.interpolate(image, mode=mode, antialias=antialias, align_corners=corners, **to)
-
-# %% ../nbs/08_resolution.ipynb #15fa28e5
+# %% ../nbs/08_resolution.ipynb #19e0f150
 RESIZE_STYLES = {
     "timm": {"mode": "bicubic", "antialias": True},  # DINOv2's models with registers, too
     "torchvision": {"mode": "bicubic", "antialias": False, "align_corners": True},
@@ -120,7 +122,7 @@ RESIZE_STYLES = {
     "jax": {"mode": "bilinear", "antialias": False, "align_corners": True},
 }
 
-# %% ../nbs/08_resolution.ipynb #18cd0021
+# %% ../nbs/08_resolution.ipynb #5b10ab70
 def _new_positions(vit: ViT, new_grid: tuple[int, int], style: dict) -> nn.Module:
     "The model's positions for another grid: learned ones resized, others made anew."
     n_class = int(vit.class_token is not None)  # registers have no position
@@ -133,7 +135,7 @@ def _new_positions(vit: ViT, new_grid: tuple[int, int], style: dict) -> nn.Modul
         new.positions = make_positions(kind, new_grid, vit.embed_dim, n_class).positions.to(old)
     return new
 
-# %% ../nbs/08_resolution.ipynb #84403ed3
+# %% ../nbs/08_resolution.ipynb #af66f95d
 def _note_size(model: nn.Module, vit: ViT, size: tuple[int, int]) -> None:
     "Write the new size wherever the old one stands."
     if not hasattr(vit, "resized_from"):
@@ -152,7 +154,7 @@ def _warn_if_resized(vit: ViT) -> None:
             UserWarning, stacklevel=3,
         )
 
-# %% ../nbs/08_resolution.ipynb #59cee6af
+# %% ../nbs/08_resolution.ipynb #8af2783d
 def resize_model(
     model: nn.Module,  # a `ViT`, or a model with one in its attribute `vit`, such as a `LitViT`
     img_size: int | tuple[int, int],  # side in pixels, or (H, W)
