@@ -189,22 +189,33 @@ def test_equal_to_what_hugging_face_says(name):
     torch.testing.assert_close(tuple(maps), model(images, output_attentions=True).attentions)
 
 
+def values_of(layer, x):
+    "What a timm layer mixes, (B, heads, N, head width), from its own weights."
+    if getattr(layer, "v_proj", None) is not None:
+        value = layer.v_proj(x)
+    else:
+        width = layer.qkv.weight.shape[0] // 3
+        bias = getattr(layer, "v_bias", None) if layer.qkv.bias is None else layer.qkv.bias[-width:]
+        value = torch.nn.functional.linear(x, layer.qkv.weight[-width:], bias)
+    return value.unflatten(-1, (layer.num_heads, -1)).transpose(1, 2)
+
+
 @torch.no_grad()
-def test_timm_with_rotary_and_relative_positions_against_its_own_output():
-    for name in ("timm, rotary (EVA-02)", "timm, relative positions (BEiT)"):
-        model, images, _ = made(name)
-        layers = [layer for layer, _ in attention_layers(model)]
-        assert all(layer.fused_attn for layer in layers)
-        outs, values = [], []
-        handles = [layer.proj.register_forward_pre_hook(lambda m, args: outs.append(args[0])) for layer in layers]
-        source = "v_proj" if getattr(layers[0], "qkv", None) is None else "qkv"
-        handles += [layer.qkv.register_forward_hook(lambda m, args, output: values.append(output.chunk(3, -1)[2])) for layer in layers if source == "qkv"]
-        model.eval()(images)
-        [handle.remove() for handle in handles]
-        if source == "qkv" and "EVA" in name:
-            for weights, value, out in zip(capture_from(model, images), values, outs):
-                mixed = weights @ value.unflatten(-1, (3, -1)).transpose(1, 2)
-                torch.testing.assert_close(mixed.transpose(1, 2).flatten(2), out, atol=1e-4, rtol=1e-3)
+@pytest.mark.parametrize("name", ["timm, rotary (EVA-02)", "timm, relative positions (BEiT)"])
+def test_rotary_and_relative_positions_give_what_the_layer_mixes(name):
+    "Their weights are not made by hand here: times the values, they must give what the fused layer computes."
+    model, images, _ = made(name)
+    layers = [layer for layer, _ in attention_layers(model)]
+    assert layers and all(layer.fused_attn for layer in layers)
+    outs = []
+    handles = [layer.proj.register_forward_pre_hook(lambda m, args: outs.append(args[0])) for layer in layers]
+    inputs = inputs_of(model.eval(), layers, images)
+    [handle.remove() for handle in handles]
+    maps = capture_from(model, images)
+    assert len(maps) == len(outs) == len(layers)
+    for layer, weights, x, out in zip(layers, maps, inputs, outs):
+        mixed = (weights @ values_of(layer, x)).transpose(1, 2).flatten(2)
+        torch.testing.assert_close(mixed, out, atol=1e-4, rtol=1e-3)
 
 
 def test_the_lesson_and_the_toolbox_agree():
