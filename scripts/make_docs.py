@@ -1,0 +1,143 @@
+#!/usr/bin/env python3
+"""Builds the site into _docs/: the notebooks go through nbdev's processing, then Quarto where it is installed, else smalldocs.
+
+    python scripts/make_docs.py [--serve [PORT]]
+
+Everything that a page needs is in the folder: it works from a disk, without a server, and asks no other host for anything.
+"""
+import argparse
+import base64
+import functools
+import http.server
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+from configparser import ConfigParser
+from pathlib import Path
+
+import nbformat
+import yaml
+from bs4 import BeautifulSoup
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+STAGE, SITE = ROOT / "_proc", ROOT / "_docs"
+KATEX = re.compile(r"https://cdn\.jsdelivr\.net/npm/katex@[\d.]+/dist/(?:contrib/)?")
+
+
+def settings() -> dict:
+    config = ConfigParser(delimiters=["="])
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    return dict(config["DEFAULT"])
+
+
+def stage(cfg: dict) -> None:
+    "The processed notebooks, the configuration and the assets, in one folder."
+    from nbdev.serve import proc_nbs
+
+    proc_nbs(n_workers=min(2, os.cpu_count() or 1), force=True)
+    for name, target in (("nbs/images", "images"), ("site", "assets")):
+        shutil.copytree(ROOT / name, STAGE / target, dirs_exist_ok=True)
+    config = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))
+    address = {"repo-url": cfg["git_url"], "repo-branch": cfg["branch"], "repo-subdir": cfg["nbs_path"], "repo-actions": ["edit", "source", "issue"]}
+    config["website"] |= address | {"site-url": cfg["doc_host"] + cfg["doc_baseurl"]}
+    (STAGE / "_quarto.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    for path in STAGE.rglob("*.ipynb"):
+        adapt(path, cfg)
+
+
+def adapt(path: Path, cfg: dict) -> None:
+    "Links out of the notebooks' folder lead to the repository; each page can be opened in Colab."
+    notebook, place = nbformat.read(path, as_version=4), path.relative_to(STAGE)
+    source = f"{cfg['git_url']}/blob/{cfg['branch']}"
+    colab = f"https://colab.research.google.com/github/{cfg['user']}/{cfg['repo']}/blob/{cfg['branch']}/{cfg['nbs_path']}/{place.as_posix()}"
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            up = r"\.\./" * len(place.parts)
+            cell.source = re.sub(rf"\]\({up}(?!\.\.)", f"]({source}/", cell.source)
+        if cell.cell_type == "code":  # a colon in a description would end it: the options are YAML
+            cell.source = re.sub(r"(?m)^#\| fig-alt: *(.+)$", lambda found: f"#| fig-alt: {json.dumps(found[1], ensure_ascii=False)}", cell.source)
+        if cell.cell_type == "raw" and cell.source.startswith("---"):
+            front = yaml.safe_load(cell.source.strip().strip("-"))
+            front.pop("output-file", None)  # pages keep the notebooks' names, so that links between them hold
+            front["code-links"] = [{"text": "Open in Colab", "href": colab, "icon": "play-circle"}]
+            cell.source = f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n"
+    nbformat.write(notebook, path)
+
+
+def render() -> str:
+    "The name of the program that made the pages."
+    program = "quarto" if shutil.which("quarto") else "smalldocs"
+    if program == "smalldocs":
+        from smalldocs.cli import main
+
+        if main(["render", str(STAGE)]):
+            raise SystemExit("smalldocs failed")
+    else:
+        subprocess.run(["quarto", "render", str(STAGE), "--no-execute"], check=True)
+    shutil.rmtree(SITE, ignore_errors=True)
+    shutil.move(STAGE / "_docs", SITE)
+    return program
+
+
+def save_picture(data: bytes, folder: Path, number: int) -> tuple[str, tuple[int, int]]:
+    "The figure as a file, in the smaller of two lossless forms: its name and its size."
+    with Image.open(io.BytesIO(data)) as image:
+        size, squeezed = image.size, io.BytesIO()
+        image.save(squeezed, "webp", lossless=True, quality=60)
+    ending, kept = min((".webp", squeezed.getvalue()), (".png", data), key=lambda form: len(form[1]))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"figure-{number}{ending}").write_bytes(kept)
+    return f"{folder.name}/figure-{number}{ending}", size
+
+
+def finish(page: Path) -> None:
+    "Figures become files with a size, so that nothing jumps; maths is served by the site itself."
+    up = "../" * (len(page.relative_to(SITE).parts) - 1)
+    soup = BeautifulSoup(KATEX.sub(f"{up}assets/katex/", page.read_text(encoding="utf-8")), "html.parser")
+    for number, image in enumerate(soup.find_all("img", src=re.compile("^data:image/png;base64,"))):
+        data = base64.b64decode(image["src"].split(",", 1)[1])
+        image["src"], (image["width"], image["height"]) = save_picture(data, page.with_name(page.stem + "_files"), number)
+        image["loading"] = "lazy"
+    for image in soup.find_all("img", src=re.compile(r"^(\.\./)*images/")):
+        with Image.open(page.parent / image["src"]) as picture:
+            image["width"], image["height"] = picture.size
+    page.write_text(str(soup), encoding="utf-8")
+
+
+def keep_to_itself(sheet: Path) -> None:
+    "Themes fetch their fonts from elsewhere: the system's own are as good, and nobody is told who reads what."
+    text = sheet.read_text(encoding="utf-8")
+    away = r"""@import\s+(?:url\()?(["']?)https?:[^"')]*\1\)?[^;]*;"""
+    sheet.write_text(re.sub(away, "", text), encoding="utf-8")
+
+
+def serve(port: int) -> None:
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(SITE))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
+        print(f"http://127.0.0.1:{port}/ (stop with Ctrl+C)", flush=True)
+        server.serve_forever()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--serve", nargs="?", const=8000, type=int, metavar="PORT", help="then serve it on this machine")
+    args = parser.parse_args()
+    os.chdir(ROOT)
+    stage(settings())
+    program = render()
+    pages = sorted(SITE.rglob("*.html"))
+    for page in pages:
+        finish(page)
+    for sheet in SITE.rglob("*.css"):
+        keep_to_itself(sheet)
+    print(f"{len(pages)} pages in {SITE.name}/, made by {program}")
+    if args.serve is not None:
+        serve(args.serve)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"The site in _docs/: its links, pictures and texts; and every page in a browser, where there is one."
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from urllib.parse import unquote, urldefrag, urlparse
+
+import pytest
+from bs4 import BeautifulSoup
+from conftest import ROOT
+
+SITE = ROOT / "_docs"
+BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+
+
+def newest(*folders):
+    return max((file.stat().st_mtime for folder in folders for file in folder.rglob("*") if file.is_file()), default=0)
+
+
+@pytest.fixture(scope="session")
+def pages():
+    "Every page, parsed; the site is built where it is missing or older than its sources."
+    if not (SITE / "index.html").exists() or (SITE / "index.html").stat().st_mtime < newest(ROOT / "nbs", ROOT / "site"):
+        subprocess.run([sys.executable, str(ROOT / "scripts" / "make_docs.py")], check=True, cwd=ROOT)
+    found = sorted(SITE.rglob("*.html"))
+    assert len(found) > 15
+    return {page: BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser") for page in found}
+
+
+def problems(pages, look) -> str:
+    return "\n".join(f"{page.relative_to(SITE)}: {fault}" for page, soup in pages.items() for fault in look(page, soup))
+
+
+def test_links_and_anchors_lead_somewhere(pages):
+    anchors = {page: {tag["id"] for tag in soup.find_all(id=True)} for page, soup in pages.items()}
+
+    def look(page, soup):
+        for tag in soup.find_all("a", href=True):
+            address, anchor = urldefrag(tag["href"])
+            if urlparse(address).scheme:
+                continue
+            target = (page.parent / unquote(address)).resolve() if address else page
+            target = target / "index.html" if target.is_dir() else target
+            if not target.exists():
+                yield f"leads nowhere: {tag['href']}"
+            elif anchor and target.suffix == ".html" and unquote(anchor) not in anchors[target]:
+                yield f"no such anchor: {tag['href']}"
+
+    assert not (found := problems(pages, look)), found
+
+
+def test_pictures_exist_and_are_described(pages):
+    def look(page, soup):
+        for image in soup.find_all("img"):
+            if not urlparse(image["src"]).scheme and not (page.parent / image["src"]).exists():
+                yield f"missing picture {image['src']}"
+            if not image.get("alt", "").strip():
+                yield f"no alternative text: {image['src'][:60]}"
+            if not image.get("width"):
+                yield f"no size, so that the page jumps: {image['src'][:60]}"
+
+    assert not (found := problems(pages, look)), found
+
+
+def test_nothing_is_asked_of_another_host(pages):
+    def look(page, soup):
+        for tag in soup.find_all(["script", "img", "iframe", "source", "video"], src=True) + soup.find_all("link", href=True):
+            address = tag.get("src") or tag["href"]
+            if urlparse(address).scheme in ("http", "https") and tag.get("rel", [""])[0] != "canonical":
+                yield address
+
+    assert not (found := problems(pages, look)), found
+    for sheet in SITE.rglob("*.css"):
+        assert "url(http" not in sheet.read_text(encoding="utf-8", errors="replace"), sheet
+
+
+def test_every_page_has_its_own_title_and_ids(pages):
+    titles = Counter(soup.title.get_text() for soup in pages.values())
+    assert max(titles.values()) == 1, titles.most_common(3)
+
+    def look(page, soup):
+        twice = [name for name, count in Counter(tag["id"] for tag in soup.find_all(id=True)).items() if count > 1]
+        if twice:
+            yield f"ids twice: {twice[:5]}"
+        if not soup.html.get("lang"):
+            yield "no language"
+
+    assert not (found := problems(pages, look)), found
+
+
+def test_the_introductions_are_there(pages):
+    "nbdev drops what stands beside the title: the first paragraphs must have come through."
+    for page, soup in pages.items():
+        notebook = ROOT / "nbs" / page.relative_to(SITE).with_suffix(".ipynb")
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        first = next(c for c in cells[1:] if c["cell_type"] == "markdown" and not "".join(c["source"]).startswith("#| hide"))
+        words = re.findall(r"[A-Za-z]{4,}", "".join(first["source"]).split("\n\n")[0])[:3]
+        assert all(word in soup.get_text() for word in words), (page, words)
+
+
+def weight(page, soup) -> int:
+    "Bytes of a page with all that it loads at once, uncompressed."
+    files = [tag.get("src") or tag["href"] for tag in soup.find_all(["script", "img"], src=True) + soup.find_all("link", href=True, rel="stylesheet")]
+    return page.stat().st_size + sum((page.parent / file).stat().st_size for file in set(files) if not urlparse(file).scheme)
+
+
+def test_pages_are_light(pages):
+    for page, soup in pages.items():
+        if page.parent == SITE:
+            assert weight(page, soup) < 3_500_000, (page, weight(page, soup))
+
+
+def test_every_page_in_a_browser(pages):
+    if BROWSER is None:
+        pytest.skip("no Chromium here: apt install chromium, to look at every page in it")
+    sync = pytest.importorskip("playwright.sync_api")
+    faults = []
+    with sync.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
+        tab = browser.new_page(viewport={"width": 1280, "height": 900})
+        tab.on("console", lambda message: message.type == "error" and faults.append(f"{tab.url}: console: {message.text}"))
+        tab.on("pageerror", lambda error: faults.append(f"{tab.url}: {error}"))
+        tab.on("request", lambda request: urlparse(request.url).scheme in ("http", "https") and faults.append(f"{tab.url}: asks {request.url}"))
+        for page in pages:
+            tab.goto(page.as_uri())
+            tab.wait_for_load_state("load")
+            tab.wait_for_timeout(300)
+            left = tab.evaluate("[...document.querySelectorAll('.math')].filter(e => !e.querySelector('.katex')).map(e => e.textContent.slice(0, 60))")
+            wrong = tab.evaluate("[...document.querySelectorAll('.katex-error')].map(e => e.textContent.slice(0, 80))")
+            faults += [f"{page.name}: maths as source: {text}" for text in left + wrong]
+            broken = tab.evaluate("[...document.images].filter(i => i.complete && !i.naturalWidth && i.loading != 'lazy').map(i => i.src)")
+            faults += [f"{page.name}: broken picture {source}" for source in broken]
+            for width in (360, 768, 1280):
+                tab.set_viewport_size({"width": width, "height": 900})
+                over = tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+                faults += [f"{page.name}: {over} pixels too wide at {width}"] if over > 1 else []
+        browser.close()
+    assert not faults, "\n".join(faults[:40])
