@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 NBS := $(sort $(wildcard nbs/*.ipynb nbs/toolbox/*.ipynb))
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test lab exercises bench clean-check notebooks pytest
+.PHONY: help run test lab exercises docs preview bench clean-check notebooks pytest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:  ## list the commands
@@ -26,6 +26,12 @@ lab: $(VENV)/installed  ## open the lessons in JupyterLab
 
 exercises: $(VENV)/installed  ## make the learners' notebooks in exercises/ from the lessons
 	@$(BIN)/python scripts/make_exercises.py
+
+docs: $(VENV)/installed  ## build the site in _docs/ (by Quarto where it is installed)
+	@$(BIN)/python scripts/make_docs.py
+
+preview: $(VENV)/installed  ## build the site and serve it on this machine
+	@$(BIN)/python scripts/make_docs.py --serve
 
 bench: $(VENV)/installed  ## measure again what the lessons quote: how faithful their maps are, class token against mean
 	@$(BIN)/python benchmarks/faithfulness.py

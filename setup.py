@@ -46,7 +46,7 @@ setup(
         "Programming Language :: Python :: 3",
     ],
     packages=find_packages(include=[cfg["lib_path"], f"{cfg['lib_path']}.*"]),
-    package_data={cfg["lib_name"]: ["data/*", "weights/*", "recipes/*", "bank/*"]},
+    package_data={cfg["lib_name"]: ["data/*", "weights/*", "recipes/*", "bank/*", "web/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={"lab": cfg["lab_requirements"].split(), "dev": (cfg["lab_requirements"] + " " + cfg["dev_requirements"]).split()},
