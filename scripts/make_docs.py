@@ -21,6 +21,7 @@ from pathlib import Path
 import nbformat
 import yaml
 from bs4 import BeautifulSoup
+from lighten import lighten
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -105,7 +106,14 @@ def finish(page: Path) -> None:
     for image in soup.find_all("img", src=re.compile(r"^(\.\./)*images/")):
         with Image.open(page.parent / image["src"]) as picture:
             image["width"], image["height"] = picture.size
+    soup.head.append(soup.new_tag("script", src=f"{up}assets/site.js", defer=""))
     page.write_text(str(soup), encoding="utf-8")
+
+
+def text_only(page: Path) -> None:
+    "The plain text for language models, without the interactive figures' data."
+    text = re.sub(r"(?s)<style>.*?</style>|<script.*?</script>", "", page.read_text(encoding="utf-8"))
+    page.write_text(re.sub(r"data:image/[a-z]+;base64,[\w+/=]+", "", text), encoding="utf-8")
 
 
 def keep_to_itself(sheet: Path) -> None:
@@ -132,8 +140,12 @@ def main() -> None:
     pages = sorted(SITE.rglob("*.html"))
     for page in pages:
         finish(page)
+    for page in SITE.rglob("*.llms.md"):
+        text_only(page)
     for sheet in SITE.rglob("*.css"):
         keep_to_itself(sheet)
+    if program == "smalldocs":
+        lighten(SITE)
     print(f"{len(pages)} pages in {SITE.name}/, made by {program}")
     if args.serve is not None:
         serve(args.serve)
