@@ -6,7 +6,7 @@
 __all__ = ['picture_address', 'Interactive', 'embed', 'to_bytes', 'from_bytes', 'explorer_data', 'attention_explorer',
            'explore_command']
 
-# %% ../nbs/toolbox/interactive.ipynb #6dbfc61b
+# %% ../nbs/toolbox/interactive.ipynb #5af296de
 import argparse
 import base64
 import html
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-# %% ../nbs/toolbox/interactive.ipynb #04a17b73
+# %% ../nbs/toolbox/interactive.ipynb #fa2b1e76
 def picture_address(
     picture,  # a matplotlib figure, or an image of Pillow's
     kind: str = "png",  # or "webp", for photographs
@@ -34,7 +34,7 @@ def picture_address(
         picture.save(file, kind, quality=85)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
-# %% ../nbs/toolbox/interactive.ipynb #95b41a24
+# %% ../nbs/toolbox/interactive.ipynb #f27bf27b
 @dataclass
 class Interactive:
     "A figure that moves, as HTML; a notebook shows it when it is the last value of a cell."
@@ -52,7 +52,7 @@ class Interactive:
         body = f"<main><h1>{html.escape(self.title)}</h1>{self.html}</main>"
         return f'<!DOCTYPE html>\n<html lang="en"><head>{head}<style>{style}</style></head><body>{body}</body></html>\n'
 
-# %% ../nbs/toolbox/interactive.ipynb #2704709a
+# %% ../nbs/toolbox/interactive.ipynb #b15ccae8
 def embed(
     name: str,  # of the script and style in `vit_course/web`, such as "explorer"
     data: dict,  # what the script reads, as JSON
@@ -69,24 +69,21 @@ def embed(
     inside = f'<figure>{image}</figure><script type="application/json">{text}</script>'
     return Interactive(f"<style>{style}</style><{tag}>{inside}</{tag}><script>{script}</script>", title)
 
-# %% ../nbs/toolbox/interactive.ipynb #40c6cc79
+# %% ../nbs/toolbox/interactive.ipynb #0133fa07
 def to_bytes(
     attention: Tensor,  # (..., N, N), rows summing to 1
-) -> Tensor:  # uint8, the same shape; divided by their sums, rows come back
-    "Rows as whole numbers from 0 to 255 in the ratio of the weights, by the largest remainders."
-    scale = (255 / attention.double().amax(dim=-1, keepdim=True)).floor()  # the row's sum in bytes
-    exact = attention.double() * scale
-    low = exact.floor()
-    missing = scale - low.sum(dim=-1, keepdim=True)
-    rank = (exact - low).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-    return (low + (rank < missing)).clamp(max=255).to(torch.uint8)
+) -> Tensor:  # uint8, the same shape: square roots, 255 for a row's largest
+    "Weights as bytes; the squares, divided by their row's sum, are the weights again."
+    share = attention.double() / attention.double().amax(dim=-1, keepdim=True)
+    return (255 * share.sqrt()).round().to(torch.uint8)
 
 
-def from_bytes(packed: Tensor) -> Tensor:  # as the page does it
-    "Weights again: each row divided by its sum."
-    return packed.double() / packed.double().sum(dim=-1, keepdim=True)
+def from_bytes(packed: Tensor) -> Tensor:  # float64, rows summing to 1
+    "Weights again, as the page makes them."
+    squares = packed.double().square()
+    return squares / squares.sum(dim=-1, keepdim=True)
 
-# %% ../nbs/toolbox/interactive.ipynb #0ec5815a
+# %% ../nbs/toolbox/interactive.ipynb #0655a882
 def _image_address(image: Tensor) -> str:  # (C, H, W) in 0..1
     "A picture of the explorer, as text."
     from torchvision.transforms.functional import to_pil_image
@@ -99,7 +96,7 @@ def _prefix_names(vit: nn.Module) -> list[str]:
     n_class = int(vit.class_token is not None)
     return ["class token"] * n_class + [f"register {k + 1}" for k in range(vit.num_prefix_tokens - n_class)]
 
-# %% ../nbs/toolbox/interactive.ipynb #cbcdb237
+# %% ../nbs/toolbox/interactive.ipynb #d9fb1ca7
 @torch.no_grad()
 def explorer_data(
     model: nn.Module,  # a `ViT`, or a `LitViT` around one
@@ -126,7 +123,7 @@ def explorer_data(
     return {"grid": list(vit.grid), "size": list(images.shape[-2:]), "prefix": _prefix_names(vit),
             "layers": packed.shape[1], "heads": packed.shape[2], "pictures": pictures}
 
-# %% ../nbs/toolbox/interactive.ipynb #065b05df
+# %% ../nbs/toolbox/interactive.ipynb #e0fc9a93
 def attention_explorer(
     model: nn.Module,  # a `ViT`, or a `LitViT` around one
     images: Tensor,  # (B, C, H, W) in 0..1
@@ -160,7 +157,7 @@ def _close(figure) -> None:
 
     plt.close(figure)
 
-# %% ../nbs/toolbox/interactive.ipynb #74401070
+# %% ../nbs/toolbox/interactive.ipynb #16d8a0c2
 def explore_command(args: list[str]) -> None:
     "vit-course explore MODEL [IMAGE ...] -o P.html  a page in which to explore a model's attention"
     from vit_course.cli import choose_images

@@ -1,5 +1,5 @@
 // The attention explorer: one custom element, <vit-explorer>, which reads its data from a script of JSON inside it.
-// Weights come as bytes, (layer, head, query, key), each row divided by its sum here.
+// Weights come as bytes, (layer, head, query, key): roots, which are squared here and divided by the sum of their row.
 (() => {
   if (customElements.get("vit-explorer")) return;
   let count = 0;
@@ -60,6 +60,11 @@
 
   class Explorer extends HTMLElement {
     connectedCallback() {
+      if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", () => this.start());  // its children are still to come
+      else this.start();
+    }
+
+    start() {
       if (this.started) return;
       this.started = true;
       const source = this.querySelector("script[type='application/json']");
@@ -165,8 +170,8 @@
           const table = new Float64Array(n * n), from = (l * heads + h) * n * n;
           for (let i = 0; i < n; i++) {
             let sum = 0;
-            for (let j = 0; j < n; j++) sum += bytes[from + i * n + j];
-            for (let j = 0; j < n; j++) table[i * n + j] = bytes[from + i * n + j] / sum;
+            for (let j = 0; j < n; j++) sum += bytes[from + i * n + j] ** 2;
+            for (let j = 0; j < n; j++) table[i * n + j] = bytes[from + i * n + j] ** 2 / sum;
           }
           tables[l].push(table);
         }
