@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['picture_address', 'Interactive', 'embed', 'to_bytes', 'from_bytes', 'explorer_data', 'attention_explorer',
-           'explore_command']
+           'sinusoid_figure', 'patches_figure', 'softmax_figure', 'explore_command']
 
 # %% ../nbs/toolbox/interactive.ipynb #5af296de
 import argparse
@@ -20,16 +20,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-# %% ../nbs/toolbox/interactive.ipynb #fa2b1e76
+# %% ../nbs/toolbox/interactive.ipynb #6dfd38a6
 def picture_address(
     picture,  # a matplotlib figure, or an image of Pillow's
-    kind: str = "png",  # or "webp", for photographs
-) -> str:  # "data:image/png;base64,..."
+    kind: str = "webp",  # or "png", for small ones
+) -> str:  # "data:image/webp;base64,..."
     "A picture as text that stands in the place of an address."
     file = io.BytesIO()
     if hasattr(picture, "savefig"):
-        picture.savefig(file, format="png", dpi=80)
-        kind = "png"
+        picture.savefig(file, format=kind, dpi=80)
     else:
         picture.save(file, kind, quality=85)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
@@ -156,6 +155,75 @@ def _close(figure) -> None:
     import matplotlib.pyplot as plt
 
     plt.close(figure)
+
+# %% ../nbs/toolbox/interactive.ipynb #61dcf430
+def sinusoid_figure(
+    dim: int = 16,  # width of the code
+    positions: int = 48,
+    base: float = 10000.0,
+) -> Interactive:
+    "A pair of columns of the sinusoidal code: as a clock hand, and as two waves."
+    import matplotlib.pyplot as plt
+
+    speed = base ** (-2 / dim)  # of the second pair
+    places = torch.linspace(0, positions - 1, 300)
+    still, ax = plt.subplots(figsize=(7, 2.4), layout="constrained")
+    ax.plot(places, (places * speed).sin(), color="#0072b2", label="sin: column 2")
+    ax.plot(places, (places * speed).cos(), "--", color="#d55e00", label="cos: column 3")
+    ax.set(xlabel="position", ylabel="value")
+    ax.legend(loc="upper right")
+    data = {"dim": dim, "positions": positions, "base": base, "title": "A position as a clock hand"}
+    alt = "A sine and a cosine wave of one frequency against the position; with scripts, position and frequency can be moved."
+    figure = embed("figures", data, still, alt, data["title"], tag="vit-sinusoid")
+    _close(still)
+    return figure
+
+# %% ../nbs/toolbox/interactive.ipynb #3cfc28fa
+def patches_figure(
+    image: Tensor,  # (C, H, W) in 0..1
+    first: int = 32,  # the patch size at the start
+    smallest: int = 4,
+) -> Interactive:
+    "An image under a grid of patches whose size can be moved."
+    import matplotlib.pyplot as plt
+    from torchvision.transforms.functional import to_pil_image
+
+    (channels, height, width), picture = image.shape, to_pil_image(image)
+    sizes = [p for p in range(smallest, min(height, width) + 1) if height % p == 0 == width % p]
+    if first not in sizes:
+        raise ValueError(f"first={first} does not divide an image of {height} x {width}: use one of {sizes}")
+    still, ax = plt.subplots(figsize=(6, 6 * height / width), layout="constrained")
+    ax.imshow(picture)
+    ax.set(xticks=range(0, width, first), yticks=range(0, height, first), xlabel="column of pixels", ylabel="row of pixels")
+    ax.grid(color="white")
+    data = {"height": height, "width": width, "channels": channels, "sizes": sizes, "first": first,
+            "image": picture_address(picture), "title": "Patch size"}
+    alt = f"A photograph under a grid of patches of {first} pixels; with scripts, the patch size can be moved."
+    figure = embed("figures", data, still, alt, data["title"], tag="vit-patches")
+    _close(still)
+    return figure
+
+# %% ../nbs/toolbox/interactive.ipynb #ef0a50f5
+def softmax_figure(
+    widths: tuple[int, ...] = (1, 4, 16, 64, 256, 1024),  # of a head
+    keys: int = 12,
+) -> Interactive:
+    "Attention weights with and without the scale, against the width of a head and the temperature."
+    import matplotlib.pyplot as plt
+
+    dice, scores = torch.Generator().manual_seed(3), {}
+    for d in widths:
+        query, key = torch.randn(d, generator=dice), torch.randn(keys, d, generator=dice)
+        scores[str(d)] = [round(float(s), 3) for s in key @ query]
+    d, still = widths[len(widths) // 2], plt.figure(figsize=(7, 2.4), layout="constrained")
+    for ax, name, scale, colour in zip(still.subplots(1, 2, sharey=True), ("softmax(q·k)", "softmax(q·k / √d)"), (1, d**0.5), ("#d55e00", "#0072b2")):
+        ax.bar(range(1, keys + 1), (torch.tensor(scores[str(d)]) / scale).softmax(0), color=colour)
+        ax.set(title=f"{name}, d = {d}", xlabel="key", ylabel="weight" if scale == 1 else "")
+    data = {"widths": list(widths), "scores": scores, "title": "Softmax, temperature and the width of a head"}
+    alt = f"Attention weights of one query over {keys} keys, without the scale nearly all on one key, with it spread out; with scripts, width and temperature can be moved."
+    figure = embed("figures", data, still, alt, data["title"], tag="vit-softmax")
+    _close(still)
+    return figure
 
 # %% ../nbs/toolbox/interactive.ipynb #16d8a0c2
 def explore_command(args: list[str]) -> None:
