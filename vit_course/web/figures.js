@@ -48,7 +48,7 @@
     show() {
       const { positions, dim, base } = this.data, pos = this.value("position"), i = this.value("pair");
       const speed = base ** (-2 * i / dim), angle = pos * speed, [x, y, r] = [105, 115, 80];
-      const [px, py] = [x + r * Math.cos(angle), y - r * Math.sin(angle)];
+      const [px, py] = [x + r * Math.sin(angle), y - r * Math.cos(angle)];  // as a clock: from 12, to the right
       const place = (p) => 235 + 385 * p / (positions - 1), height = (v) => 115 - 80 * v;
       const wave = (f) => Array.from({ length: 401 }, (_, k) => { const p = k / 400 * (positions - 1); return `${k ? "L" : "M"}${place(p).toFixed(1)} ${height(f(p * speed)).toFixed(1)}`; }).join("");
       this.tell("position", `${pos}`);
@@ -57,8 +57,8 @@
       this.draw(`Position ${pos}, columns ${2 * i} and ${2 * i + 1}: the hand has turned by ${pos} · ${speed.toPrecision(3)} = ${angle.toPrecision(3)} radians, so the code holds sin = ${Math.sin(angle).toFixed(2)} and cos = ${Math.cos(angle).toFixed(2)}. A whole turn takes ${length < 1000 ? length.toFixed(1) : Math.round(length)} positions.`,
         make("circle", { cx: x, cy: y, r, fill: "none", stroke: GREY }),
         make("line", { x1: x, y1: y, x2: px, y2: py, stroke: "#111", "stroke-width": 3 }),
-        make("line", { x1: px, y1: y, x2: px, y2: py, stroke: BLUE, "stroke-width": 3 }),
-        make("line", { x1: x, y1: y, x2: px, y2: y, stroke: ORANGE, "stroke-width": 3, "stroke-dasharray": "6 3" }),
+        make("line", { x1: x, y1: py, x2: px, y2: py, stroke: BLUE, "stroke-width": 3 }),
+        make("line", { x1: x, y1: y, x2: x, y2: py, stroke: ORANGE, "stroke-width": 3, "stroke-dasharray": "6 3" }),
         make("circle", { cx: px, cy: py, r: 5, fill: "#111" }), text(30, 20, "the pair as a clock hand"),
         make("line", { x1: 235, x2: 620, y1: 115, y2: 115, stroke: "#ccc" }),
         make("path", { d: wave(Math.sin), fill: "none", stroke: BLUE, "stroke-width": 2 }),
