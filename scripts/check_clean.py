@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks that modules, notebooks and README agree: exporting, cleaning and making the README must change nothing.
+"""Checks that modules, notebooks and README agree: exporting, cleaning making the README and the cells for Colab must change nothing.
 
 What changes is left as the tools wrote it, to be looked at and committed; the exit status is then 1.
 """
@@ -12,7 +12,7 @@ BIN = Path(sys.executable).parent
 
 
 def contents() -> dict[Path, bytes]:
-    "Every file that the three commands may write."
+    "Every file that the commands may write."
     patterns = ["nbs/**/*.ipynb", "vit_course/*.py", "README.md"]
     files = {file for pattern in patterns for file in ROOT.glob(pattern) if ".ipynb_checkpoints" not in file.parts}
     return {file: file.read_bytes() for file in files}
@@ -20,7 +20,7 @@ def contents() -> dict[Path, bytes]:
 
 def main() -> int:
     before = contents()
-    for command in (["nbdev_export"], ["nbdev_clean"], ["python", "scripts/make_readme.py"]):
+    for command in (["python", "scripts/colab.py"], ["nbdev_export"], ["nbdev_clean"], ["python", "scripts/make_readme.py"]):
         subprocess.run([BIN / command[0], *command[1:]], cwd=ROOT, check=True)
     after = contents()
     changed = sorted(f for f in before.keys() | after.keys() if before.get(f) != after.get(f))

@@ -166,13 +166,15 @@ def convert(lesson: dict, name: str, bank: dict) -> dict:
 
 
 def main() -> int:
+    from colab import with_colab
+
     from vit_course.exercises import bank
 
     made = {}
     for file in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
         lesson = json.loads(file.read_text(encoding="utf-8"))
         if any(MARK.search("".join(c["source"])) for c in lesson["cells"] if c["cell_type"] == "code"):
-            book = convert(lesson, file.stem, bank())
+            book = with_colab(convert(lesson, file.stem, bank()), f"exercises/{file.name}")
             made[ROOT / "exercises" / file.name] = json.dumps(book, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     stale = [f for f in (ROOT / "exercises").glob("*.ipynb") if f not in made]
     changed = [f for f, text in made.items() if not f.exists() or f.read_text(encoding="utf-8") != text] + stale

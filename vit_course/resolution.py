@@ -85,7 +85,7 @@ def _interpolate(image, new_grid, mode, antialias, align_corners, offset) -> Ten
     corners = align_corners if mode in SMOOTH else None
     return F.interpolate(image, mode=mode, antialias=antialias, align_corners=corners, **to)
 
-# %% ../nbs/08_resolution.ipynb #11454a3f
+# %% ../nbs/08_resolution.ipynb #c863c4f4
 def resize_positions(
     positions: Tensor,  # (1, N, D) or (N, D): prefix tokens first, then patches row by row
     old_grid: tuple[int, int],  # (rows, cols) that the positions are for
@@ -103,8 +103,7 @@ def resize_positions(
     if tuple(old_grid) == tuple(new_grid):
         return positions.clone()
     # 2. prefix tokens sit nowhere in the picture
-    table = positions.reshape(-1, positions.shape[-1])  # (N, D)
-    prefix, patches = table[:num_prefix_tokens], table[num_prefix_tokens:]
+    prefix, patches = positions.reshape(-1, positions.shape[-1]).tensor_split([num_prefix_tokens])
     # 3. the list as an image with D channels: (1, D, rows, cols), in float32
     image = patches.float().unflatten(0, tuple(old_grid)).permute(2, 0, 1)[None]
     # 4. the new grid, by `_interpolate`

@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+"""Gives each notebook a link to Colab and a first code cell that installs the package there, and only there.
+
+Both hold the repository's address, which is read from settings.ini: after a change there, run this and commit what it writes.
+"""
+import hashlib
+import json
+from configparser import ConfigParser
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+INSTALL = """#| hide
+import sys
+if "google.colab" in sys.modules:  # nothing happens elsewhere; Colab's own torch stays
+    get_ipython().run_line_magic("pip", "install --quiet git+{git_url}")"""
+LINK = "[Open in Colab](https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/{place})"
+
+
+def settings() -> dict:
+    "What settings.ini says."
+    config = ConfigParser(delimiters=["="])
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    return dict(config["DEFAULT"])
+
+
+def is_ours(cell: dict) -> bool:
+    "Whether this script wrote the cell."
+    source = "".join(cell["source"])
+    return source.startswith("[Open in Colab](") or '"google.colab" in sys.modules' in source
+
+
+def cells(place: str) -> list[dict]:
+    "The link and the installing cell of a notebook, by its place in the repository."
+    made = []
+    for kind, text in (("markdown", LINK), ("code", INSTALL)):
+        source = text.format(**settings(), place=place)
+        key = hashlib.sha1(f"{kind} {place} colab".encode()).hexdigest()[:8]
+        made.append({"cell_type": kind, "id": key, "metadata": {}, "source": source.splitlines(True)})
+    made[1] |= {"execution_count": None, "outputs": []}
+    return made
+
+
+def with_colab(notebook: dict, place: str) -> dict:
+    "The notebook with both cells after its title; the home page has no link."
+    kept = [cell for cell in notebook["cells"] if not is_ours(cell)]
+    own = cells(place)[1:] if place.endswith("index.ipynb") else cells(place)
+    return notebook | {"cells": [*kept[:1], *own, *kept[1:]]}
+
+
+def main() -> None:
+    for file in sorted((ROOT / "nbs").rglob("*.ipynb")):
+        if ".ipynb_checkpoints" not in file.parts:
+            notebook = json.loads(file.read_text(encoding="utf-8"))
+            place = file.relative_to(ROOT).as_posix()
+            text = json.dumps(with_colab(notebook, place), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+            if text != file.read_text(encoding="utf-8"):
+                file.write_text(text, encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    main()
