@@ -103,6 +103,11 @@ def finish(page: Path) -> None:
         data = base64.b64decode(image["src"].split(",", 1)[1])
         image["src"], (image["width"], image["height"]) = save_picture(data, page.with_name(page.stem + "_files"), number)
         image["loading"] = "lazy"
+    for image in soup.find_all("img", src=re.compile(r"images/.*\.svg$")):  # as part of the page its links work
+        drawing = BeautifulSoup((page.parent / image["src"]).read_text(encoding="utf-8"), "html.parser").svg
+        box = soup.new_tag("div", attrs={"class": "drawing"})
+        box.append(drawing)
+        (image.find_parent("figure") or image).replace_with(box)
     for image in soup.find_all("img", src=re.compile(r"^(\.\./)*images/")):
         with Image.open(page.parent / image["src"]) as picture:
             image["width"], image["height"] = picture.size
