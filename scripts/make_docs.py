@@ -111,6 +111,10 @@ def finish(page: Path) -> None:
     for image in soup.find_all("img", src=re.compile(r"^(\.\./)*images/")):
         with Image.open(page.parent / image["src"]) as picture:
             image["width"], image["height"] = picture.size
+    for caption in soup.find_all("figcaption"):  # what is there for those who cannot see a picture need not be said twice
+        image = caption.find_parent("figure").find("img")
+        if image is not None and caption.get_text(" ", strip=True) == image.get("alt"):
+            caption.decompose()
     soup.head.append(soup.new_tag("script", src=f"{up}assets/site.js", defer=""))
     page.write_text(str(soup), encoding="utf-8")
 
