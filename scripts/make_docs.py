@@ -85,11 +85,11 @@ def render() -> str:
 
 
 def save_picture(data: bytes, folder: Path, number: int) -> tuple[str, tuple[int, int]]:
-    "The figure as a file, in the smaller of two lossless forms: its name and its size."
+    "The figure as a file, a PNG in the smaller of two lossless forms: its name and its size."
     with Image.open(io.BytesIO(data)) as image:
-        size, squeezed = image.size, io.BytesIO()
+        size, squeezed, kind = image.size, io.BytesIO(), f".{image.format.lower()}"
         image.save(squeezed, "webp", lossless=True, quality=60)
-    ending, kept = min((".webp", squeezed.getvalue()), (".png", data), key=lambda form: len(form[1]))
+    ending, kept = min((".webp", squeezed.getvalue()), (kind, data), key=lambda form: len(form[1]))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"figure-{number}{ending}").write_bytes(kept)
     return f"{folder.name}/figure-{number}{ending}", size
@@ -99,7 +99,7 @@ def finish(page: Path) -> None:
     "Figures become files with a size, so that nothing jumps; maths is served by the site itself."
     up = "../" * (len(page.relative_to(SITE).parts) - 1)
     soup = BeautifulSoup(KATEX.sub(f"{up}assets/katex/", page.read_text(encoding="utf-8")), "html.parser")
-    for number, image in enumerate(soup.find_all("img", src=re.compile("^data:image/png;base64,"))):
+    for number, image in enumerate(soup.find_all("img", src=re.compile("^data:image/(png|webp);base64,"))):
         data = base64.b64decode(image["src"].split(",", 1)[1])
         image["src"], (image["width"], image["height"]) = save_picture(data, page.with_name(page.stem + "_files"), number)
         image["loading"] = "lazy"
