@@ -48,4 +48,4 @@ clean-check: $(VENV)/installed  ## check that modules, README, notebooks and exe
 	@$(BIN)/python scripts/make_exercises.py --check
 
 pytest: $(VENV)/installed  ## run what a notebook cannot test
-	@$(BIN)/python -m pytest -q tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile tests

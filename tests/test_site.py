@@ -120,12 +120,21 @@ def browser():
 WEIGHTS = {"index.html": 500_000, "explorer.html": 1_000_000}  # bytes; 3,000,000 for lessons
 
 
-def test_pages_are_light(pages, browser):
-    "Bytes that a page loads, uncompressed, with all of its pictures."
+SHIFT = """() => new Promise((done) => {
+  let sum = 0;
+  new PerformanceObserver((list) => list.getEntries().forEach((entry) => { sum += entry.value; })).observe({type: "layout-shift", buffered: true});
+  setTimeout(() => done(sum), 600);
+})"""
+
+
+def test_pages_are_light_and_do_not_jump(pages, browser):
+    "Bytes that a page loads, uncompressed, with all of its pictures; how far things move while it loads (0.1 counts as good)."
     for page in pages:
         tab, loaded = browser.new_page(), set()
         tab.on("request", lambda request: loaded.add(urldefrag(request.url)[0]))
         tab.goto(page.as_uri())
+        shift = tab.evaluate(SHIFT)
+        assert shift < 0.1, (page.name, shift)
         tab.evaluate("document.querySelectorAll('img[loading=lazy]').forEach(i => i.loading = 'eager')")
         tab.wait_for_load_state("networkidle")
         files = [unquote(urlparse(address).path) for address in loaded if address.startswith("file:")]
