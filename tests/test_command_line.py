@@ -42,6 +42,15 @@ from vit_course.cli import main; main()
 """
 
 
+def test_the_last_checkpoint_is_of_the_last_epoch(command_line):
+    "Also when no epoch after the first is better: with a learning rate of 0 none is."
+    command_line("fit", *SMALL, "--trainer.max_epochs", "3", "--model.lr", "0")
+    folder = command_line.folder / "runs/quickstart/checkpoints"
+    assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 2
+    best = [file.name for file in folder.glob("best-*.ckpt")]
+    assert len(best) == 1 and "epoch=0" in best[0]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_goes_on_to_the_same_weights(command_line, straight, sign):

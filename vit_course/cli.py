@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LINKED', 'HELP', 'recipes', 'resolve_recipes', 'best_precision', 'SafeCLI', 'CourseCLI', 'use_run_folder',
-           'ResumeHint', 'SafeCheckpointIO', 'standing_callbacks', 'run_lightning', 'finish_run', 'print_summary',
-           'read_images', 'rollout', 'choose_images', 'save_rollout', 'other_commands', 'help_text', 'main',
-           'with_plain_errors']
+           'last_checkpoint', 'ResumeHint', 'SafeCheckpointIO', 'standing_callbacks', 'run_lightning', 'finish_run',
+           'print_summary', 'read_images', 'rollout', 'choose_images', 'save_rollout', 'other_commands', 'help_text',
+           'main', 'with_plain_errors']
 
 # %% ../nbs/toolbox/cli.ipynb #15a7c5c8
 import logging
@@ -133,12 +133,17 @@ def use_run_folder(config: Namespace) -> None:
         asked = [] if asked in (None, True) else asked if isinstance(asked, list) else [asked]
         config.trainer.logger = [own, *asked]
 
-# %% ../nbs/toolbox/cli.ipynb #f39c609b
+# %% ../nbs/toolbox/cli.ipynb #0c3a5b1d
+def last_checkpoint(trainer) -> str:
+    "The file of the last whole epoch, or nothing."
+    return next((c.best_model_path for c in trainer.checkpoint_callbacks if getattr(c, "monitor", "") is None), "")
+
+
 class ResumeHint(Callback):
     "Says how to go on when a run is stopped."
 
     def on_exception(self, trainer, module, exception):
-        last = getattr(trainer.checkpoint_callback, "last_model_path", "")
+        last = last_checkpoint(trainer)
         if last:
             print(f"\nStopped in epoch {trainer.current_epoch}. Go on from the last whole epoch with the same command and"
                   f"\n    --ckpt_path {last}")
@@ -165,14 +170,16 @@ class SafeCheckpointIO(TorchCheckpointIO):
                 raise OSError(f"could not save the checkpoint {path} (is the disk full?): {error}") from error
             raise
 
-# %% ../nbs/toolbox/cli.ipynb #745bfefe
+# %% ../nbs/toolbox/cli.ipynb #dd9f3b68
 def standing_callbacks() -> list[Callback]:
     "What every run has: repeatable epochs, checkpoints of the last and the best epoch, a clock."
-    checkpoint = ModelCheckpoint(
-        monitor="val_acc", mode="max", save_last=True,
+    best = ModelCheckpoint(
+        monitor="val_acc", mode="max",
         filename="best-epoch={epoch}-val_acc={val_acc:.3f}", auto_insert_metric_name=False,
     )
-    return [EpochSeed(), checkpoint, Timer(), ResumeHint()]
+    # one of its own: `save_last` of the other would only write when there is a new best
+    last = ModelCheckpoint(filename="last", enable_version_counter=False)
+    return [EpochSeed(), best, last, Timer(), ResumeHint()]
 
 
 def _no_advertisement(line: logging.LogRecord) -> bool:
@@ -190,7 +197,7 @@ def run_lightning(args: list[str]) -> CourseCLI:
     options = {"subclass_mode_data": True, "load_from_checkpoint_support": False}
     return CourseCLI(LitViT, ImageData, trainer_defaults=defaults, **options)
 
-# %% ../nbs/toolbox/cli.ipynb #1988b0a5
+# %% ../nbs/toolbox/cli.ipynb #0dbc0e21
 def finish_run(cli: CourseCLI) -> None:
     "Test the best checkpoint, write the report into the run's folder, and say what came out."
     from vit_course.report import write_report
@@ -198,7 +205,7 @@ def finish_run(cli: CourseCLI) -> None:
     trainer, data = cli.trainer, cli.datamodule
     if not trainer.is_global_zero:
         return
-    best = trainer.checkpoint_callback.best_model_path or trainer.checkpoint_callback.last_model_path
+    best = trainer.checkpoint_callback.best_model_path or last_checkpoint(trainer)
     seconds = next(c for c in trainer.callbacks if isinstance(c, Timer)).time_elapsed("train")
     seen = len(data.sets["train"]) * trainer.current_epoch
     extra = {
