@@ -41,3 +41,11 @@ class CommandLine:
 @pytest.fixture
 def command_line(tmp_path):
     return CommandLine(tmp_path)
+
+
+def transformers():
+    "Hugging Face's library, where it works with the torch that is here; else a skip."
+    library = pytest.importorskip("transformers")
+    if not library.utils.is_torch_available():
+        pytest.skip(f"transformers {library.__version__} asks for a newer torch")
+    return library

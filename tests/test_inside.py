@@ -4,6 +4,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from conftest import transformers
 
 from vit_course.attention import MultiHeadAttention
 from vit_course.inside import attention_and_gradients, attention_layers, capture_from, gradient_rollout, looking_inside
@@ -25,7 +26,7 @@ def timm_named(name, **options):
 
 
 def huggingface(kind, config, **options):
-    library = pytest.importorskip("transformers")
+    library = transformers()
     return getattr(library, kind)(getattr(library, config)(**options))
 
 

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from conftest import transformers
 
 from vit_course.pretrained import from_huggingface, from_jax, from_timm, from_torchvision, layer_decay_groups
 from vit_course.sources import load_vit, options_of, save_vit, to_timm
@@ -124,7 +125,7 @@ HF = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermedia
 
 @pytest.mark.parametrize("options", [{}, dict(hidden_act="gelu_new"), dict(qkv_bias=False), dict(layer_norm_eps=0.1), dict(num_channels=1)], ids=str)
 def test_huggingface_vit(options):
-    hf = pytest.importorskip("transformers")
+    hf = transformers()
     theirs = randomise(hf.ViTForImageClassification(hf.ViTConfig(**HF | options)))
     images = torch.randn(2, options.get("num_channels", 3), 24, 32)
     with torch.no_grad():
@@ -135,7 +136,7 @@ def test_huggingface_vit(options):
 
 @pytest.mark.parametrize("registers", [0, 3])
 def test_huggingface_dinov2(registers):
-    hf = pytest.importorskip("transformers")
+    hf = transformers()
     options = {k: v for k, v in HF.items() if k not in ("intermediate_size", "image_size")} | dict(mlp_ratio=2, image_size=32)
     config = hf.Dinov2WithRegistersConfig(**options, num_register_tokens=registers) if registers else hf.Dinov2Config(**options)
     theirs = randomise((hf.Dinov2WithRegistersModel if registers else hf.Dinov2Model)(config))
@@ -147,7 +148,7 @@ def test_huggingface_dinov2(registers):
 
 
 def test_huggingface_at_full_size():
-    hf = pytest.importorskip("transformers")
+    hf = transformers()
     theirs = randomise(hf.ViTForImageClassification(hf.ViTConfig(num_hidden_layers=3)))
     images = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
@@ -155,7 +156,7 @@ def test_huggingface_at_full_size():
 
 
 def test_what_huggingface_has_and_we_have_not():
-    hf = pytest.importorskip("transformers")
+    hf = transformers()
     options = {k: v for k, v in HF.items() if k not in ("intermediate_size", "image_size")} | dict(mlp_ratio=2, image_size=32)
     with pytest.raises(ValueError, match="gated MLP"):
         from_huggingface(hf.Dinov2Model(hf.Dinov2Config(**options, use_swiglu_ffn=True)))

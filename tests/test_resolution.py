@@ -3,6 +3,7 @@ import warnings
 
 import pytest
 import torch
+from conftest import transformers
 
 from vit_course.resolution import MODES, RESIZE_STYLES, SMOOTH, resize_model, resize_positions, sample_points
 from vit_course.sources import load_vit, options_of, save_vit
@@ -144,10 +145,10 @@ def test_torchvision(side):
 @pytest.mark.parametrize("new", OTHER)
 @pytest.mark.parametrize("name, style", [("ViT", "huggingface"), ("Dinov2", "huggingface"), ("Dinov2WithRegisters", "timm")])
 def test_huggingface(name, style, new):
-    transformers = pytest.importorskip("transformers")
-    config = getattr(transformers, f"{name}Config")(
+    library = transformers()
+    config = getattr(library, f"{name}Config")(
         image_size=28, patch_size=4, hidden_size=12, num_hidden_layers=1, num_attention_heads=3)
-    embeddings = getattr(transformers, f"{name}Model")(config).embeddings
+    embeddings = getattr(library, f"{name}Model")(config).embeddings
     embeddings.position_embeddings.data = table((7, 7), dim=12)[None]
     tokens = torch.zeros(1, 1 + new[0] * new[1], 12)
     theirs = embeddings.interpolate_pos_encoding(tokens, new[0] * 4, new[1] * 4)
