@@ -13,7 +13,6 @@ INSTALL = """#| hide
 import sys
 if "google.colab" in sys.modules:  # nothing happens elsewhere; Colab's own torch stays
     get_ipython().run_line_magic("pip", "install --quiet git+{git_url}")"""
-LINK = "[Open in Colab](https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/{place})"
 
 
 def settings() -> dict:
@@ -21,6 +20,11 @@ def settings() -> dict:
     config = ConfigParser(delimiters=["="])
     config.read(ROOT / "settings.ini", encoding="utf-8")
     return dict(config["DEFAULT"])
+
+
+def address(place: str) -> str:
+    "Where Colab opens a notebook of the repository."
+    return "https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/".format(**settings()) + place
 
 
 def is_ours(cell: dict) -> bool:
@@ -32,8 +36,7 @@ def is_ours(cell: dict) -> bool:
 def cells(place: str) -> list[dict]:
     "The link and the installing cell of a notebook, by its place in the repository."
     made = []
-    for kind, text in (("markdown", LINK), ("code", INSTALL)):
-        source = text.format(**settings(), place=place)
+    for kind, source in (("markdown", f"[Open in Colab]({address(place)})"), ("code", INSTALL.format(**settings()))):
         key = hashlib.sha1(f"{kind} {place} colab".encode()).hexdigest()[:8]
         made.append({"cell_type": kind, "id": key, "metadata": {}, "source": source.splitlines(True)})
     made[1] |= {"execution_count": None, "outputs": []}

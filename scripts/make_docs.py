@@ -15,24 +15,18 @@ import os
 import re
 import shutil
 import subprocess
-from configparser import ConfigParser
 from pathlib import Path
 
 import nbformat
 import yaml
 from bs4 import BeautifulSoup
+from colab import address, settings
 from lighten import lighten
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 STAGE, SITE = ROOT / "_proc", ROOT / "_docs"
 KATEX = re.compile(r"https://cdn\.jsdelivr\.net/npm/katex@[\d.]+/dist/(?:contrib/)?")
-
-
-def settings() -> dict:
-    config = ConfigParser(delimiters=["="])
-    config.read(ROOT / "settings.ini", encoding="utf-8")
-    return dict(config["DEFAULT"])
 
 
 def stage(cfg: dict) -> None:
@@ -54,7 +48,7 @@ def adapt(path: Path, cfg: dict) -> None:
     "Links out of the notebooks' folder lead to the repository; each page can be opened in Colab."
     notebook, place = nbformat.read(path, as_version=4), path.relative_to(STAGE)
     source = f"{cfg['git_url']}/blob/{cfg['branch']}"
-    colab = f"https://colab.research.google.com/github/{cfg['user']}/{cfg['repo']}/blob/{cfg['branch']}/{cfg['nbs_path']}/{place.as_posix()}"
+    colab = address(f"{cfg['nbs_path']}/{place.as_posix()}")
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             up = r"\.\./" * len(place.parts)

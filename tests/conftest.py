@@ -1,5 +1,6 @@
 "Paths, and a way to run the command line as a user would, in a process of its own."
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 SMALL = [
     "--config", "quickstart", "--report", "false", "--trainer.enable_progress_bar", "false",
     "--trainer.enable_model_summary", "false", "--trainer.limit_train_batches", "4", "--trainer.limit_val_batches", "2",
@@ -49,3 +52,15 @@ def transformers():
     if not library.utils.is_torch_available():
         pytest.skip(f"transformers {library.__version__} asks for a newer torch")
     return library
+
+
+@pytest.fixture(scope="session")
+def browser():
+    "Chromium, driven by Playwright; a clear skip where there is none."
+    if BROWSER is None:
+        pytest.skip("no Chromium here: apt install chromium, to look at every page in it")
+    sync = pytest.importorskip("playwright.sync_api")
+    with sync.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        yield started
+        started.close()

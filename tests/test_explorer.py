@@ -1,6 +1,4 @@
 "The attention explorer in a browser: pointer, keys, touch, every control, and numbers equal to the package's."
-import shutil
-
 import pytest
 import torch
 
@@ -10,7 +8,6 @@ from vit_course.rollout import attention_rollout, capture_attention
 from vit_course.training import load_model
 from vit_course.vit import ViT
 
-BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 LAYERS, N = 6, 50
 
 
@@ -19,17 +16,6 @@ def shipped():
     "The shipped model with two pictures."
     lit, mini = load_model("fashion"), load_fashion_mini()
     return lit, mini.test_images[:2].float() / 255, [lit.hparams.classes[c] for c in mini.test_labels[:2].tolist()]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if BROWSER is None:
-        pytest.skip("no Chromium here: apt install chromium, to try the explorer in it")
-    sync = pytest.importorskip("playwright.sync_api")
-    with sync.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -12,12 +11,10 @@ from urllib.parse import unquote, urldefrag, urlparse
 
 import pytest
 from bs4 import BeautifulSoup
-from conftest import ROOT
+from conftest import BROWSER, FLAGS, ROOT
 
 SITE = ROOT / "_docs"
 SOURCES = [ROOT / "nbs", ROOT / "site", ROOT / "scripts"]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 
 
 def newest(*folders):
@@ -103,18 +100,6 @@ def test_the_introductions_are_there(pages):
         first = next(c for c in cells[1:] if c["cell_type"] == "markdown" and not "".join(c["source"]).startswith(("#| hide", "[Open in Colab]")))
         words = re.findall(r"[A-Za-z]{4,}", "".join(first["source"]).split("\n\n")[0])[:3]
         assert all(word in soup.get_text() for word in words), (page, words)
-
-
-@pytest.fixture(scope="session")
-def browser():
-    "Chromium, driven by Playwright; a clear skip where there is none."
-    if BROWSER is None:
-        pytest.skip("no Chromium here: apt install chromium, to look at every page in it")
-    sync = pytest.importorskip("playwright.sync_api")
-    with sync.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        yield started
-        started.close()
 
 
 WEIGHTS = {"index.html": 500_000, "explorer.html": 1_000_000}  # bytes; 3,000,000 for lessons

@@ -95,7 +95,7 @@ def _prefix_names(vit: nn.Module) -> list[str]:
     n_class = int(vit.class_token is not None)
     return ["class token"] * n_class + [f"register {k + 1}" for k in range(vit.num_prefix_tokens - n_class)]
 
-# %% ../nbs/toolbox/interactive.ipynb #d9fb1ca7
+# %% ../nbs/toolbox/interactive.ipynb #09fc6b7b
 @torch.no_grad()
 def explorer_data(
     model: nn.Module,  # a `ViT`, or a `LitViT` around one
@@ -106,12 +106,13 @@ def explorer_data(
     answers: int = 3,  # how many, the likeliest first
 ) -> dict:  # what explorer.js reads
     "Pictures, packed attention, and the model's answers."
+    from vit_course.inside import looking_inside
     from vit_course.rollout import capture_attention
 
-    vit, training = getattr(model, "vit", model), model.training
+    vit = getattr(model, "vit", model)
     packed = to_bytes(capture_attention(model, images).cpu()).transpose(0, 1)  # (B, L, h, N, N)
-    probs = model.eval()(images).softmax(dim=-1).cpu()
-    model.train(training)
+    with looking_inside(model, [], None):  # in eval mode; each part's own flag comes back
+        probs = model(images).softmax(dim=-1).cpu()
     pictures = []
     for k, image in enumerate(images):
         best = probs[k].topk(min(answers, probs.shape[1]))
