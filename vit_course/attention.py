@@ -47,7 +47,7 @@ def _apply_mask(scores, mask):
         raise ValueError(f"mask of dtype {mask.dtype}: use booleans (True: may attend), or floats to be added")
     return scores + mask
 
-# %% ../nbs/03_attention.ipynb #4c1dcb0b
+# %% ../nbs/03_attention.ipynb #7143139d
 def scaled_dot_product_attention(
     q: Tensor,  # (..., N, d) queries
     k: Tensor,  # (..., M, d) keys
@@ -56,8 +56,8 @@ def scaled_dot_product_attention(
     dropout: float = 0.0,  # share of weights set to 0; always on, as torch's
 ) -> tuple[Tensor, Tensor]:  # output (..., N, e) and weights (..., N, M), before dropout
     "softmax(q kᵀ / sqrt(d)) v (Vaswani et al. 2017, eq. 1)."
-    # 1. Every query with every key, scaled by the width of one head: (..., N, M)
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+    # 1. Queries scaled by the width of one head, then every query with every key: (..., N, M)
+    scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)
     # 2. The mask goes in before softmax
     weights = _apply_mask(scores, mask).softmax(dim=-1)
     # 3. Weighted mean of the values; dropout must not touch the returned weights
@@ -228,7 +228,17 @@ def fuse_qkv(
     fused.bias.copy_(torch.cat([_bias_of(q), _bias_of(k), _bias_of(v)]))
     return fused
 
-# %% ../nbs/03_attention.ipynb #6ae2ba30
+# %% ../nbs/03_attention.ipynb #8d66ed15
+def _cpu_has_bf16() -> bool:
+    "Whether this processor multiplies matrices of bfloat16 natively, as far as PyTorch says."
+    features = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch 2.6 and later have them
+    return any(getattr(torch.cpu, name, bool)() for name in features)
+
+
+_CPU_BF16 = _cpu_has_bf16()
+_LONGEST_TABLE = 1024  # tokens; beyond, the N x N table costs more memory than it saves time
+
+# %% ../nbs/03_attention.ipynb #8accfa1f
 def _known_impl(impl):
     "The name itself, if it is one of the three."
     if impl not in ("auto", "manual", "sdpa"):
@@ -240,7 +250,8 @@ def _use_manual(layer, q):
     "Whether the layer takes the manual path for a query like this one."
     if layer.impl != "auto":
         return layer.impl == "manual"
-    return layer.training and q.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    fast = _CPU_BF16 and q.device.type == "cpu" and q.dtype == torch.bfloat16
+    return fast and q.shape[-2] <= _LONGEST_TABLE
 
 
 def _run(layer, q, k, v, mask, need_weights):

@@ -168,7 +168,7 @@ def _norm_and_head(dim: int, num_classes: int, eps: float, norm_after_pool: bool
     head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
     return (nn.Identity(), nn.Sequential(norm, head)) if norm_after_pool else (norm, head)
 
-# %% ../nbs/05_vit.ipynb #0b3d47f5
+# %% ../nbs/05_vit.ipynb #42c4a1b3
 class ViTParts(nn.Module):
     "The parts of a `ViT`, and its options; sizes as in Dosovitskiy et al. 2021, table 1."
 
@@ -183,6 +183,7 @@ class ViTParts(nn.Module):
         num_registers: int = 0,  # extra tokens without position (Darcet et al. 2024)
         layer_scale: float | None = None, stem: str = "conv", eps: float = 1e-6,  # as the parts'
         norm_after_pool: bool = False, activation: str = "gelu",  # for weights from elsewhere
+        residual_in_fp32: bool = False, grad_checkpointing: bool = False,  # as `Encoder`'s
     ):
         n_class = _check(pool, class_token, positions, embed_dim, num_heads, num_registers)
         super().__init__()
@@ -192,7 +193,8 @@ class ViTParts(nn.Module):
         self.class_token, self.registers = [_tokens(n, embed_dim) for n in (n_class, num_registers)]
         self.positions = make_positions(positions, self.tokenizer.grid, embed_dim, n_class, dropout)
         rates = (mlp_ratio, dropout, attn_dropout, drop_path, layer_scale, eps)
-        self.encoder = _bend(Encoder(depth, embed_dim, num_heads, *rates), activation)
+        options = (*rates, residual_in_fp32, grad_checkpointing)
+        self.encoder = _bend(Encoder(depth, embed_dim, num_heads, *options), activation)
         self.norm, self.head = _norm_and_head(embed_dim, num_classes, eps, norm_after_pool)
         _init_weights(self)
 

@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+"""The two paths of `MultiHeadAttention`: written out (`manual`) against PyTorch's fused function (`sdpa`), in pairs in one process.
+
+    python benchmarks/attention.py [--threads 1 2] [--rounds 9]
+
+Writes benchmarks/results/attention.csv: a row for each number of threads and tokens, dtype (bf16: under autocast), training step or
+inference, and path: median and quartiles in milliseconds, and the median over `sdpa`'s. Lesson 3's rule for `impl='auto'` comes from it.
+"""
+import argparse
+import csv
+import itertools
+from pathlib import Path
+
+import torch
+from timing import interleaved, quartiles
+
+from vit_course.attention import MultiHeadAttention
+
+TARGET = Path(__file__).parent / "results" / "attention.csv"
+COLUMNS = ["threads", "tokens", "dtype", "work", "path", "median_ms", "q1_ms", "q3_ms", "to_sdpa"]
+SIZES = {65: (64, 256, 8), 197: (8, 192, 3), 577: (2, 384, 6)}  # tokens: batch, width, heads
+
+
+def work_of(tokens: int, bf16: bool, training: bool, path: str):
+    "A call that runs one layer once, with its backward pass in training."
+    batch, dim, heads = SIZES[tokens]
+    torch.manual_seed(0)
+    layer = MultiHeadAttention(dim, heads, impl=path).train(training)
+    x = torch.randn(batch, tokens, dim, requires_grad=training)
+
+    def run():
+        with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            out = layer(x)
+        if training:
+            out.float().sum().backward()
+
+    return run
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=9)
+    args = parser.parse_args()
+    rows = []
+    for threads, tokens, bf16, training in itertools.product(args.threads, SIZES, (False, True), (True, False)):
+        torch.set_num_threads(threads)
+        times = interleaved({path: work_of(tokens, bf16, training, path) for path in ("sdpa", "manual")}, args.rounds)
+        base = quartiles(times["sdpa"])[1]
+        for path, seconds in times.items():
+            q1, median, q3 = quartiles(seconds)
+            case = [threads, tokens, "bf16" if bf16 else "fp32", "training" if training else "inference", path]
+            rows.append(dict(zip(COLUMNS, case + [f"{1e3 * t:.2f}" for t in (median, q1, q3)] + [f"{median / base:.2f}"])))
+        print(*case[:-1], f"manual takes {float(rows[-1]['to_sdpa']):.2f} of sdpa's {1e3 * base:.1f} ms", flush=True)
+    TARGET.parent.mkdir(exist_ok=True)
+    with TARGET.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""What the benchmarks share: timing in turns, quartiles, and the machine's description."""
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+
+def interleaved(work: dict[str, Callable], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
+    "Seconds of each call, taken in turns, so that a slow minute of the machine meets all alike."
+    for run in work.values():
+        for _ in range(warm_up):
+            run()
+    times = {name: [] for name in work}
+    for i in range(rounds):
+        names = list(work) if i % 2 == 0 else list(work)[::-1]  # there and back: no one always follows the same neighbour
+        for name in names:
+            start = time.perf_counter()
+            work[name]()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def quartiles(values) -> tuple[float, float, float]:
+    "First quartile, median, third quartile."
+    return tuple(torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist())
+
+
+def paired_ratios(times: dict[str, list[float]], base: str) -> dict[str, tuple[float, float, float]]:
+    "Quartiles of each one's time over the base's time in the same round."
+    return {name: quartiles([a / b for a, b in zip(values, times[base])]) for name, values in times.items()}
+
+
+def processor() -> str:
+    "The processor's name as the system gives it."
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def machine(*packages: str) -> dict:
+    "What a figure must be read with: processor, features, system, versions."
+    versions = {}
+    for name in ("torch", "torchvision", "vit_course", *packages):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "processor": processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "bf16_instructions": torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
