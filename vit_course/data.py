@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['course_folder', 'free_name', 'FashionMini', 'load_fashion_mini', 'load_photo', 'channel_stats', 'cache_dir', 'cached',
-           'FlipCrop', 'random_boxes', 'crop_resize', 'ImageArrays', 'check_labels', 'ImageSets', 'ImageStats',
-           'ImageData', 'make_loader', 'to_floats', 'split_off', 'FashionMiniData', 'TorchvisionData', 'open_source',
-           'as_arrays', 'FashionMNISTData', 'CIFAR10Data', 'find_splits', 'FolderImages', 'read_folder',
+           'ImageArrays', 'check_labels', 'ImageSets', 'ImageStats', 'ImageData', 'make_loader', 'to_floats',
+           'split_off', 'FashionMiniData', 'TorchvisionData', 'open_source', 'as_arrays', 'FashionMNISTData',
+           'CIFAR10Data', 'find_splits', 'FolderImages', 'split_folder', 'read_all', 'read_folder',
            'check_same_classes', 'ImageFolderData', 'folder_stats']
 
-# %% ../nbs/toolbox/data.ipynb #7a5211ee
+# %% ../nbs/toolbox/data.ipynb #2c785b97
+import copy
 import hashlib
 import itertools
 import json
@@ -23,12 +24,12 @@ from typing import NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision import datasets
-from torchvision.transforms import RandomResizedCrop, v2
+from torchvision.transforms import v2
+from .augment import as_floats, make_augmentation, make_mixing
 
 # %% ../nbs/toolbox/data.ipynb #d6d9ddfb
 def course_folder(
@@ -113,55 +114,6 @@ def cached(key: str, compute):
     except OSError as error:
         warnings.warn(f"could not keep the statistics in {path}: {error}")
     return result
-
-# %% ../nbs/toolbox/data.ipynb #d023ff4f
-class FlipCrop(nn.Module):
-    "A random flip and resized crop for each image of a batch; torchvision's semantics, bilinear without antialiasing."
-
-    def __init__(
-        self,
-        flip: float = 0.5,  # chance of a mirror image
-        scale: tuple[float, float] = (0.8, 1.0),  # smallest and largest share of the area
-        ratio: tuple[float, float] = (0.9, 1.1),  # smallest and largest width over height
-    ):
-        super().__init__()
-        self.flip, self.scale, self.ratio = flip, scale, ratio
-
-    def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W), float -> the same shape
-        draws = torch.rand(5, len(images))
-        boxes = random_boxes(draws[:4], self.scale, self.ratio, *images.shape[-2:])
-        mirror = 1 - 2 * (draws[4] < self.flip).float()
-        return crop_resize(images, boxes, mirror)
-
-# %% ../nbs/toolbox/data.ipynb #e53b29c3
-def random_boxes(
-    draws: Tensor,  # (4, n), even random numbers in 0..1
-    scale: tuple[float, float],  # smallest and largest share of the area
-    ratio: tuple[float, float],  # smallest and largest width over height
-    height: int,  # of the images, in pixels
-    width: int,
-) -> Tensor:  # (n, 4): top, left, height, width, as shares of the image
-    "Crops after torchvision's `RandomResizedCrop`, clipped to the image."
-    area = (scale[0] + (scale[1] - scale[0]) * draws[0]) * height * width
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    wide = (low + (high - low) * draws[1]).exp()
-    w = (area * wide).sqrt().clamp(max=width) / width
-    h = (area / wide).sqrt().clamp(max=height) / height
-    return torch.stack([draws[2] * (1 - h), draws[3] * (1 - w), h, w], dim=1)
-
-# %% ../nbs/toolbox/data.ipynb #0019bd15
-def crop_resize(
-    images: Tensor,  # (B, C, H, W), float
-    boxes: Tensor,  # (B, 4): top, left, height, width, as shares of the image
-    mirror: Tensor,  # (B,): -1 for a mirror image, else 1
-) -> Tensor:  # (B, C, H, W)
-    "Stretch one box of each image to the full size."
-    top, left, height, width = boxes.unbind(1)
-    theta = torch.zeros(len(images), 2, 3)
-    theta[:, 0, 0], theta[:, 0, 2] = width * mirror, 2 * left + width - 1
-    theta[:, 1, 1], theta[:, 1, 2] = height, 2 * top + height - 1
-    grid = F.affine_grid(theta.to(images), images.shape, align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 # %% ../nbs/toolbox/data.ipynb #c6ceb7d1
 class ImageArrays(Dataset):
@@ -249,20 +201,21 @@ class ImageStats(ImageSets):
     def compute_stats(self) -> tuple[list[float], list[float]]:
         return channel_stats(self.sets["train"].images)
 
-# %% ../nbs/toolbox/data.ipynb #98b53ddf
+# %% ../nbs/toolbox/data.ipynb #ae32d7b4
 class ImageData(ImageStats):
     "Base of the data modules: loaders, and augmentation on the batch."
 
     in_chans = 3  # channels, C
 
-    def __init__(self, data_dir, img_size, batch_size, augment, num_workers, seed):
+    def __init__(self, data_dir, img_size, batch_size, augment, mixup, cutmix, num_workers, seed):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be 1 or more")
         self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
         self.img_size, self.batch_size = img_size, batch_size
         self.num_workers, self.seed = num_workers, seed
-        self.augment = FlipCrop() if augment else nn.Identity()
+        self.augment, self.mixup, self.cutmix = make_augmentation(augment), mixup, cutmix
+        make_mixing(2, mixup, cutmix)  # refuses what can't be mixed before anything is read
 
     def train_dataloader(self) -> DataLoader:
         return make_loader(self, "train", shuffle=True)
@@ -276,7 +229,7 @@ class ImageData(ImageStats):
     def on_after_batch_transfer(self, batch, dataloader_idx):
         return to_floats(self, batch)
 
-# %% ../nbs/toolbox/data.ipynb #3837bc1b
+# %% ../nbs/toolbox/data.ipynb #75e1c929
 def make_loader(
     data: ImageData,
     split: str,  # "train", "val" or "test"
@@ -286,7 +239,9 @@ def make_loader(
     trainer = data.trainer
     world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
     images, workers = data.sets[split], data.num_workers
-    sampler = DistributedSampler(images, world, rank, shuffle=shuffle, seed=data.seed)
+    sampler = range(rank, len(images), world)  # each image once, also where they do not divide evenly
+    if shuffle:  # the same number for each process, since they step together
+        sampler = DistributedSampler(images, world, rank, shuffle=True, seed=data.seed)
     collate = getattr(images, "collate", _as_is)
     options = {"num_workers": workers, "persistent_workers": workers > 0, "collate_fn": collate}
     # each pass draws a number for its workers: from a generator of its own, so that the global one is left alone
@@ -299,10 +254,12 @@ def _as_is(batch):
 
 
 def to_floats(data: ImageData, batch: tuple) -> tuple:
-    "Bytes to floats in 0..1 and, in training, augmentation, on the device."
-    images = batch[0].float() / 255
-    training = data.trainer is not None and data.trainer.training
-    return (data.augment(images) if training else images), *batch[1:]
+    "Bytes to floats in 0..1 and, in training, augmentation and mixing, on the device."
+    images, *labels = batch
+    if data.trainer is None or not data.trainer.training:
+        return as_floats(images), *labels
+    images, mix = as_floats(data.augment(images)), make_mixing(data.num_classes, data.mixup, data.cutmix)
+    return (images, *labels) if mix is None else mix(images, *labels)
 
 # %% ../nbs/toolbox/data.ipynb #77835282
 def split_off(
@@ -320,7 +277,7 @@ def split_off(
     rest, share = (ImageArrays(images[i], labels[i], num_classes) for i in (train, val))
     return rest, share
 
-# %% ../nbs/toolbox/data.ipynb #56ea2465
+# %% ../nbs/toolbox/data.ipynb #68114b4f
 class FashionMiniData(ImageData):
     "The bundled images: 9,000 for training, 1,000 for validation, 2,000 for the test."
 
@@ -330,12 +287,14 @@ class FashionMiniData(ImageData):
         self,
         data_dir: str | None = None,  # a folder with fashion_mini.npz; None: the bundled file
         batch_size: int = 100,
-        augment: bool = True,  # flips and crops in training
+        augment: bool | str = True,  # true: "flip_crop"; or another name in `augment.POLICIES`
+        mixup: float = 0.0,  # strength of mixup in training; 0: off
+        cutmix: float = 0.0,  # the same for cutmix
         val_fraction: float = 0.1,  # share of the training images kept for validation
         num_workers: int = 0,  # loading processes; images in memory need none
         seed: int = 0,  # of the split and of the order
     ):
-        super().__init__(data_dir, 28, batch_size, augment, num_workers, seed)
+        super().__init__(data_dir, 28, batch_size, augment, mixup, cutmix, num_workers, seed)
         self.val_fraction = val_fraction
 
     def read(self) -> dict[str, Dataset]:
@@ -345,7 +304,7 @@ class FashionMiniData(ImageData):
         train, val = split_off(images, labels, self.val_fraction, self.seed, 10)
         return {"train": train, "val": val, "test": ImageArrays(*mini[2:4], 10)}
 
-# %% ../nbs/toolbox/data.ipynb #2e6dab57
+# %% ../nbs/toolbox/data.ipynb #30a7a674
 class TorchvisionData(ImageData):
     "A torchvision data set that fits into memory; a share of its training images is kept for validation."
 
@@ -355,13 +314,15 @@ class TorchvisionData(ImageData):
         self,
         data_dir: str = "data",  # where torchvision's folder lies, or is to be put
         batch_size: int = 64,
-        augment: bool = True,  # flips and crops in training
+        augment: bool | str = True,  # true: "flip_crop"; or another name in `augment.POLICIES`
+        mixup: float = 0.0,  # strength of mixup in training; 0: off
+        cutmix: float = 0.0,  # the same for cutmix
         download: bool = False,  # fetch the files if they are not there
         val_fraction: float = 0.1,  # share of the training images kept for validation
         num_workers: int = 0,  # loading processes; images in memory need none
         seed: int = 0,  # of the split and of the order
     ):
-        super().__init__(data_dir, self.size, batch_size, augment, num_workers, seed)
+        super().__init__(data_dir, self.size, batch_size, augment, mixup, cutmix, num_workers, seed)
         self.download, self.val_fraction = download, val_fraction
 
     def read(self) -> dict[str, Dataset]:
@@ -401,21 +362,23 @@ class CIFAR10Data(TorchvisionData):
 
     source, size, in_chans = datasets.CIFAR10, 32, 3
 
-# %% ../nbs/toolbox/data.ipynb #821ec594
+# %% ../nbs/toolbox/data.ipynb #daf6c537
 def find_splits(
-    data_dir: Path,  # the folder with train, valid or val, and test
+    data_dir: Path,  # the folder with train, test, and valid or val if there is one
 ) -> dict[str, Path]:  # train, val, test -> folder
-    "The three sub-folders, or an error that says what was found instead."
+    "The sub-folders, with or without one for validation, or an error that says what was found instead."
     if not data_dir.is_dir():
         raise FileNotFoundError(f"no folder data_dir={data_dir.absolute()}: give one with train/, valid/ and test/")
     found = {}
     for split, names in {"train": ["train"], "val": ["valid", "val"], "test": ["test"]}.items():
         there = [data_dir / name for name in names if (data_dir / name).is_dir()]
+        if not there and split == "val":
+            continue
         if not there:
             listing = sorted(p.name for p in data_dir.iterdir())[:10]
             raise FileNotFoundError(
                 f"no folder {' or '.join(names)} in data_dir={data_dir.absolute()}; it holds {listing or 'nothing'}. "
-                "Wanted: train/<class>/*.jpg, valid/<class>/*.jpg, test/<class>/*.jpg"
+                "Wanted: train/<class>/*.jpg, test/<class>/*.jpg, and valid/<class>/*.jpg if there is a split already"
             )
         found[split] = there[0]
     return found
@@ -447,6 +410,41 @@ class FolderImages(datasets.ImageFolder):
         images, labels = zip(*readable)
         return torch.stack(images), torch.tensor(labels)
 
+# %% ../nbs/toolbox/data.ipynb #925271c6
+def split_folder(
+    images: FolderImages,
+    fraction: float,  # share kept for validation
+    seed: int,  # of the draw
+) -> tuple[FolderImages, FolderImages]:  # the rest, and the share
+    "Keep a random share of a folder's files for validation."
+    if not 0 < fraction < 1:
+        raise ValueError(f"val_fraction={fraction} must lie between 0 and 1")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
+    cut = int(fraction * len(images))
+    parts = [copy.copy(images) for _ in range(2)]
+    for part, chosen in zip(parts, (order[cut:], order[:cut])):
+        part.samples = part.imgs = [images.samples[i] for i in sorted(chosen)]
+        part.targets = [label for _, label in part.samples]
+    return tuple(parts)
+
+
+def read_all(
+    images: FolderImages,
+    num_workers: int = 0,  # reading processes
+) -> ImageArrays:
+    "A folder's images in memory."
+    workers = num_workers if len(images) >= 1000 else 0
+    batches = [b for b in DataLoader(images, 256, collate_fn=_readable, num_workers=workers) if b is not None]
+    if not batches:
+        raise ValueError(f"none of the images of {images.root} could be read")
+    pixels, labels = (torch.cat(parts) for parts in zip(*batches))
+    return ImageArrays(pixels, labels, len(images.classes))
+
+
+def _readable(batch: list) -> tuple[Tensor, Tensor] | None:
+    "A batch of what could be read; None if there is nothing."
+    return FolderImages.collate(batch) if any(item is not None for item in batch) else None
+
 # %% ../nbs/toolbox/data.ipynb #97c68c72
 def read_folder(root: Path, img_size: int, on_corrupt: str) -> FolderImages:
     "One split; an error where there is no class or no image."
@@ -468,34 +466,44 @@ def check_same_classes(sets: dict[str, FolderImages]) -> None:
                 f"the classes of {images.root} differ from those of train: missing {missing}, unknown {extra}"
             )
 
-# %% ../nbs/toolbox/data.ipynb #95f52ae5
+# %% ../nbs/toolbox/data.ipynb #99671253
 class ImageFolderData(ImageData):
-    "Any folder of images, laid out train/<class>, valid/<class> (or val), test/<class>."
+    "Any folder of images, laid out train/<class>, valid/<class> (or val), test/<class>; kept in memory if small."
 
     def __init__(
         self,
         data_dir: str,  # holds train, valid or val, and test
         img_size: int = 224,  # side of the square that the model sees, in pixels
         batch_size: int = 64,
-        augment: bool = True,  # flips and crops in training
+        augment: bool | str = True,  # true: "flip_crop"; or another name in `augment.POLICIES`
+        mixup: float = 0.0,  # strength of mixup in training; 0: off
+        cutmix: float = 0.0,  # the same for cutmix
         on_corrupt: str = "raise",  # a file that can't be read: "raise" stops, "skip" warns and goes on
-        num_workers: int = 2,  # loading processes
-        seed: int = 0,  # of the order
+        val_fraction: float = 0.1,  # without a folder valid: share of train kept for validation
+        in_memory: bool | None = None,  # read all files once, at the start; None: if they take 1 GiB at the most
+        num_workers: int = 2,  # loading processes, where the files are read batch by batch
+        seed: int = 0,  # of the split and of the order
     ):
         if on_corrupt not in ("raise", "skip"):
             raise ValueError(f"on_corrupt={on_corrupt!r} is not known: use 'raise' or 'skip'")
-        super().__init__(data_dir, img_size, batch_size, augment, num_workers, seed)
-        self.on_corrupt = on_corrupt
+        super().__init__(data_dir, img_size, batch_size, augment, mixup, cutmix, num_workers, seed)
+        self.on_corrupt, self.val_fraction, self.in_memory = on_corrupt, val_fraction, in_memory
 
     def read(self) -> dict[str, Dataset]:
         folders = find_splits(self.data_dir)
         sets = {s: read_folder(f, self.img_size, self.on_corrupt) for s, f in folders.items()}
         check_same_classes(sets)
         self._classes = sets["train"].classes
+        if "val" not in sets:
+            sets["train"], sets["val"] = split_folder(sets["train"], self.val_fraction, self.seed)
+        size = sum(len(images) for images in sets.values()) * 3 * self.img_size**2
+        if self.in_memory if self.in_memory is not None else size <= 2**30:
+            return {s: read_all(images, self.num_workers) for s, images in sets.items()}
         return sets
 
     def compute_stats(self) -> tuple[list[float], list[float]]:
-        return folder_stats(self.sets["train"])
+        train = self.sets["train"]
+        return channel_stats(train.images) if isinstance(train, ImageArrays) else folder_stats(train)
 
 # %% ../nbs/toolbox/data.ipynb #bb235717
 def folder_stats(

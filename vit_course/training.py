@@ -7,7 +7,7 @@ __all__ = ['decay_groups', 'cosine_schedule', 'step_schedule', 'make_schedule', 
            'ScheduledAdamW', 'check_shapes', 'ChannelNorm', 'LitViT', 'EpochSeed', 'training_state', 'resume',
            'save_model', 'load_model']
 
-# %% ../nbs/06_training.ipynb #2406cd51
+# %% ../nbs/06_training.ipynb #82c53cb0
 import copy
 import json
 import math
@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from .optimizers import make_optimizer, time_share
 from .vit import ViT
 
 # %% ../nbs/06_training.ipynb #1f2ceea2
@@ -107,7 +108,7 @@ class ClassifierSteps(pl.LightningModule):
         images = batch[0] if isinstance(batch, (tuple, list)) else batch
         return self(images).softmax(dim=-1)
 
-# %% ../nbs/06_training.ipynb #9865a68e
+# %% ../nbs/06_training.ipynb #19d0646e
 def _step(model: ClassifierSteps, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
     images, labels = batch
     logits = model(images)
@@ -115,18 +116,18 @@ def _step(model: ClassifierSteps, batch: tuple[Tensor, Tensor], stage: str) -> T
     smoothing = model.hparams.label_smoothing if stage == "train" else 0.0
     loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
     accuracy = model.accuracy[f"{stage}_acc"]
-    accuracy(logits, labels)
-    options = {"on_step": False, "on_epoch": True, "prog_bar": True, "batch_size": len(labels)}
+    accuracy(logits, labels if labels.ndim == 1 else labels.argmax(dim=1))  # of mixed images, the larger share
+    options = {"on_step": False, "on_epoch": True, "prog_bar": True, "batch_size": len(labels), "sync_dist": True}
     model.log_dict({f"{stage}_loss": loss, f"{stage}_acc": accuracy}, **options)
     return loss
 
-# %% ../nbs/06_training.ipynb #f3227ecf
+# %% ../nbs/06_training.ipynb #c32434bb
 def check_targets(
-    labels: Tensor,  # (B,), int64
+    labels: Tensor,  # (B,), int64, or (B, K), shares of the classes
     logits: Tensor,  # (B, K)
 ) -> None:
     "On the CPU, where it costs nothing: labels must be classes that the model has."
-    if labels.device.type != "cpu":  # asking a graphics card would make it wait
+    if labels.device.type != "cpu" or labels.ndim == 2:  # asking a graphics card would make it wait
         return
     low, high, classes = int(labels.min()), int(labels.max()), logits.shape[-1]
     if not 0 <= low <= high < classes:
@@ -135,18 +136,20 @@ def check_targets(
             f"this batch's range from {low} to {high}"
         )
 
-# %% ../nbs/06_training.ipynb #8ac96e0f
+# %% ../nbs/06_training.ipynb #44ef2e8f
 class ScheduledAdamW(ClassifierSteps):
     "AdamW with decay on matrices only, and a schedule that moves every step. Sub-classes give `factor`."
 
     def configure_optimizers(self):
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps) and self.hparams.schedule != "constant":
-            wanted = "give the trainer max_epochs or max_steps, or use 'constant'"
-            raise ValueError(f"schedule={self.hparams.schedule!r} needs a run with an end: {wanted}")
-        groups = decay_groups(self, self.hparams.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=self.hparams.lr, betas=tuple(self.hparams.betas))
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(step / max(1, steps)))
+        steps, options = self.trainer.estimated_stepping_batches, self.hparams
+        if math.isinf(steps) and time_share(self.trainer) is None and options.schedule != "constant":
+            wanted = "give the trainer max_epochs, max_steps or max_time, or use 'constant'"
+            raise ValueError(f"schedule={options.schedule!r} needs a run with an end: {wanted}")
+        groups = decay_groups(self, options.weight_decay)
+        kind = options.get("optimizer", "adamw")
+        optimizer = make_optimizer(kind, self, groups, options.lr, options.betas, options.weight_decay)
+        progress = lambda step: max(step / max(1, steps), time_share(self.trainer) or 0.0)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(progress(step)))
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
@@ -187,7 +190,7 @@ class ChannelNorm(nn.Module):
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W)
         return (images - self.mean) / self.std
 
-# %% ../nbs/06_training.ipynb #f49bcf45
+# %% ../nbs/06_training.ipynb #830e0dfa
 class LitViT(ScheduledAdamW):
     "A `ViT` with its normalisation, loss, metrics, optimizer and schedule; takes images in 0..1."
 
@@ -201,6 +204,8 @@ class LitViT(ScheduledAdamW):
         milestones: tuple[float, ...] = (100 / 160, 150 / 160),  # "step": shares of all steps
         gamma: float = 0.1,  # "step": factor at each milestone
         label_smoothing: float = 0.0,  # share of the target spread over all classes
+        optimizer: str = "adamw",  # or "muon" for the matrices in the blocks (torch 2.9 and later)
+        compile: bool = False,  # translate the model by `torch.compile` before training; needs a C++ compiler
         mean: list[float] | None = None,  # of each channel; None: 0
         std: list[float] | None = None,  # of each channel; None: 1
         classes: list[str] | None = None,  # names of the classes
@@ -211,6 +216,10 @@ class LitViT(ScheduledAdamW):
         self.factor = make_schedule(schedule, warmup, milestones, gamma)
         self.vit, self.normalize = ViT(**vit), ChannelNorm(mean, std)
         self.add_metrics(self.vit.num_classes)
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.hparams.compile:
+            self.vit.compile()
 
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W) in 0..1 -> (B, num_classes)
         return self.vit(self.normalize(images))
