@@ -197,7 +197,7 @@ def run_lightning(args: list[str]) -> CourseCLI:
     options = {"subclass_mode_data": True, "load_from_checkpoint_support": False}
     return CourseCLI(LitViT, ImageData, trainer_defaults=defaults, **options)
 
-# %% ../nbs/toolbox/cli.ipynb #0dbc0e21
+# %% ../nbs/toolbox/cli.ipynb #6f3e1ac2
 def finish_run(cli: CourseCLI) -> None:
     "Test the best checkpoint, write the report into the run's folder, and say what came out."
     from vit_course.report import write_report
@@ -210,7 +210,8 @@ def finish_run(cli: CourseCLI) -> None:
     seen = len(data.sets["train"]) * trainer.current_epoch
     extra = {
         "epochs": trainer.current_epoch, "seconds": round(seconds, 1), "images_per_second": round(seen / seconds),
-        "precision": str(trainer.precision), "threads": torch.get_num_threads(), "checkpoint": Path(best).name,
+        "precision": str(trainer.precision), "threads": torch.get_num_threads(),
+        "processes": trainer.world_size, "checkpoint": Path(best).name,
     }
     folder = Path(trainer.default_root_dir)
     metrics = write_report(load_model(best), data, folder, extra)

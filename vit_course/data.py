@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['course_folder', 'free_name', 'FashionMini', 'load_fashion_mini', 'load_photo', 'channel_stats', 'cache_dir', 'cached',
-           'ImageArrays', 'check_labels', 'ImageSets', 'ImageStats', 'ImageData', 'make_loader', 'to_floats',
-           'split_off', 'FashionMiniData', 'TorchvisionData', 'open_source', 'as_arrays', 'FashionMNISTData',
-           'CIFAR10Data', 'find_splits', 'FolderImages', 'split_folder', 'read_all', 'read_folder',
+           'ImageArrays', 'check_labels', 'ImageSets', 'ImageStats', 'ImageData', 'make_loader', 'EachOnce',
+           'to_floats', 'split_off', 'FashionMiniData', 'TorchvisionData', 'open_source', 'as_arrays',
+           'FashionMNISTData', 'CIFAR10Data', 'find_splits', 'FolderImages', 'split_folder', 'read_all', 'read_folder',
            'check_same_classes', 'ImageFolderData', 'folder_stats']
 
 # %% ../nbs/toolbox/data.ipynb #2c785b97
@@ -229,7 +229,7 @@ class ImageData(ImageStats):
     def on_after_batch_transfer(self, batch, dataloader_idx):
         return to_floats(self, batch)
 
-# %% ../nbs/toolbox/data.ipynb #75e1c929
+# %% ../nbs/toolbox/data.ipynb #c29e9507
 def make_loader(
     data: ImageData,
     split: str,  # "train", "val" or "test"
@@ -239,14 +239,23 @@ def make_loader(
     trainer = data.trainer
     world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
     images, workers = data.sets[split], data.num_workers
-    sampler = range(rank, len(images), world)  # each image once, also where they do not divide evenly
-    if shuffle:  # the same number for each process, since they step together
-        sampler = DistributedSampler(images, world, rank, shuffle=True, seed=data.seed)
+    kind = DistributedSampler if shuffle else EachOnce  # in training, processes step together: equal shares
+    sampler = kind(images, world, rank, shuffle=shuffle, seed=data.seed)
     collate = getattr(images, "collate", _as_is)
     options = {"num_workers": workers, "persistent_workers": workers > 0, "collate_fn": collate}
     # each pass draws a number for its workers: from a generator of its own, so that the global one is left alone
     options["generator"] = torch.Generator().manual_seed(data.seed)
     return DataLoader(images, data.batch_size, sampler=sampler, **options)
+
+
+class EachOnce(DistributedSampler):
+    "Every process's share of the images, none of them twice, also where they do not divide evenly."
+
+    def __iter__(self):
+        return iter(range(self.rank, len(self.dataset), self.num_replicas))
+
+    def __len__(self) -> int:
+        return len(range(self.rank, len(self.dataset), self.num_replicas))
 
 
 def _as_is(batch):

@@ -1,0 +1,110 @@
+"Two processes on this machine, joined by gloo, against one with the same global batch."
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SMALL = [
+    "fit", "--config", "quickstart", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true",
+    "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.limit_train_batches", "4",
+    "--trainer.max_epochs", "3", "--trainer.log_every_n_steps", "1", "--model.embed_dim", "16", "--model.depth", "2",
+    "--model.num_heads", "2", "--model.dropout", "0", "--model.warmup", "0.2", "--model.stem", "conv", "--model.lr", "0.01",
+]  # nothing is drawn at random in training, and no batch norm: what differs would be a mistake
+TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+SCRIPT = shutil.which("vit-course", path=str(Path(sys.executable).parent))
+pytestmark = [
+    pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo"),
+    pytest.mark.skipif(SCRIPT is None, reason="the package is not installed, so there is no command vit-course"),
+]
+
+
+def fit(folder: Path, *options) -> str:
+    "The command as a user gives it; Lightning starts the second process itself."
+    clean = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "VIT_COURSE_RUN_DIR")}
+    environment = clean | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [SCRIPT, *SMALL, *map(str, options)], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def logged(run: Path, name: str) -> list[float]:
+    "A column of the run's log."
+    with (run / "metrics.csv").open() as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    outputs = {
+        "one": fit(folder, "--run_dir", "one", "--data.batch_size", 40),
+        "two": fit(folder, "--run_dir", "two", "--data.batch_size", 20, *TWO),
+    }
+    return folder, outputs
+
+
+def test_losses_are_equal(runs):
+    folder, _ = runs
+    for name in ("train_loss", "val_loss"):
+        one, two = (logged(folder / run, name) for run in ("one", "two"))
+        assert len(one) == len(two) == 3
+        assert one == pytest.approx(two, abs=1e-5)
+        assert one[0] > one[-1] + 0.02  # the runs did learn, so there was something to get wrong
+
+
+def test_metrics_are_over_all_processes(runs):
+    folder, _ = runs
+    for name in ("train_acc", "val_acc"):
+        assert logged(folder / "one", name) == pytest.approx(logged(folder / "two", name), abs=2e-3)
+
+
+def test_one_log_one_report_and_the_same_weights(runs):
+    folder, outputs = runs
+    assert sorted(path.name for path in folder.iterdir()) == ["one", "two"]  # no folder of the second process
+    assert outputs["two"].count("Test accuracy") == 1
+    names = [sorted(path.name for path in (folder / run).glob("*")) for run in ("one", "two")]
+    assert names[0] == names[1]
+    weights = []
+    for run in ("one", "two"):
+        last = next((folder / run / "checkpoints").glob("last*.ckpt"))
+        weights.append(torch.load(last, weights_only=False)["state_dict"])
+    for name, value in weights[0].items():
+        if not name.endswith("qkv.bias"):  # a key's bias has no gradient but rounding, which AdamW blows up
+            torch.testing.assert_close(value, weights[1][name], atol=1e-4, rtol=0)
+    one, two = (json.loads((folder / run / "metrics.json").read_text()) for run in ("one", "two"))
+    assert one["test_accuracy"] == pytest.approx(two["test_accuracy"], abs=0.01)
+    assert (one["processes"], two["processes"]) == (1, 2)
+
+
+def test_every_image_counts_once(runs):
+    "The validation set has 1,000 images; with 3 processes' shares of 334, 333 and 333 none is counted twice."
+    from vit_course.data import FashionMiniData, make_loader
+
+    class Share:
+        world_size = 3
+
+        def __init__(self, rank):
+            self.global_rank = rank
+
+    seen = []
+    for rank in range(3):
+        data = FashionMiniData(batch_size=64)
+        data.trainer = Share(rank)
+        seen += [label for _, labels in make_loader(data, "val") for label in labels.tolist()]
+    assert sorted(seen) == sorted(FashionMiniData().sets["val"].labels.tolist())
+
+
+def test_a_run_by_the_clock_keeps_the_processes_together(tmp_path):
+    "The rate follows rank 0's clock in all processes; else their weights would drift apart."
+    fit(tmp_path, "--run_dir", "timed", "--data.batch_size", 20, *TWO, "--trainer.max_epochs", -1,
+        "--trainer.max_time", "00:00:00:03", "--report", "false")
+    rates = logged(tmp_path / "timed", "train_loss")
+    assert rates and all(rate == rate for rate in rates)
