@@ -73,7 +73,7 @@ def _time(work) -> float:
     work()
     return time.perf_counter() - start
 
-# %% ../nbs/toolbox/cli.ipynb #9edd8519
+# %% ../nbs/toolbox/cli.ipynb #819239b5
 class SafeCLI(LightningCLI):
     "Lightning's command line, more careful with checkpoints."
 
@@ -83,6 +83,10 @@ class SafeCLI(LightningCLI):
         pass
 
     def instantiate_trainer(self, **options):
+        settings = self.config[self.subcommand] if self.subcommand else self.config
+        if settings.trainer.max_time is not None:  # Lightning sets its own clock then, unless there is one already
+            standing = [c for c in self.trainer_defaults.get("callbacks", []) if not isinstance(c, Timer)]
+            self.trainer_defaults = self.trainer_defaults | {"callbacks": standing}
         trainer = super().instantiate_trainer(**options)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not the user's own
             trainer.strategy.checkpoint_io = SafeCheckpointIO()
