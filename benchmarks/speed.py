@@ -1,0 +1,456 @@
+#!/usr/bin/env python3
+"""How fast is the course's ViT, and its training, next to what a learner would use instead?
+
+    python benchmarks/speed.py [--only SECTION ...] [--threads 2 1] [--rounds 9] [--data FOLDER]
+
+Sections: models (a training step and inference, against six peers), memory, imports, rollout, augmentation, epoch (against the plain recipe).
+All that is compared runs in turns in one process (memory and imports: in fresh processes in turns), with the number of threads fixed.
+Ratios are of the same round, given as median and quartiles. FOLDER holds CIFAR-10, for `epoch`; without it, images of noise of the
+same size are used, which take the same time. Writes benchmarks/results/speed.json and speed.md; sections that are not run keep their rows.
+"""
+import argparse
+import datetime
+import json
+import logging
+import platform
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from timing import interleaved, machine, paired_ratios, quartiles
+from torch import nn
+
+from vit_course.vit import ViT
+
+RESULTS = Path(__file__).parent / "results"
+SIZES = {
+    "assignment": {"img_size": 32, "patch_size": 4, "num_classes": 10, "embed_dim": 256, "depth": 6, "num_heads": 8, "mlp_ratio": 2.0},
+    "ViT-Ti/16": {"img_size": 224, "patch_size": 16, "num_classes": 1000, "embed_dim": 192, "depth": 12, "num_heads": 3},
+}
+BATCH = {"assignment": 64, "ViT-Ti/16": 8}
+
+
+# ---- models -------------------------------------------------------------------------------------------------------------
+
+class TorchViT(nn.Module):
+    "`nn.TransformerEncoder` with what a ViT needs around it."
+
+    def __init__(self, img_size, patch_size, num_classes, embed_dim, depth, num_heads, mlp_ratio=4.0):
+        super().__init__()
+        self.cut = nn.Conv2d(3, embed_dim, patch_size, patch_size)
+        self.token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.positions = nn.Parameter(0.02 * torch.randn(1, (img_size // patch_size) ** 2 + 1, embed_dim))
+        layer = nn.TransformerEncoderLayer(
+            embed_dim, num_heads, int(mlp_ratio * embed_dim), 0.0, "gelu", layer_norm_eps=1e-6, batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, depth, nn.LayerNorm(embed_dim, eps=1e-6), enable_nested_tensor=False)
+        self.head = nn.Linear(embed_dim, num_classes)
+
+    def forward(self, x):
+        x = self.cut(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1) + self.positions
+        return self.head(self.encoder(x)[:, 0])
+
+
+def timm(**s):
+    from timm.models.vision_transformer import VisionTransformer
+    return VisionTransformer(**s)
+
+
+def torchvision(img_size, patch_size, num_classes, embed_dim, depth, num_heads, mlp_ratio=4.0):
+    from torchvision.models.vision_transformer import VisionTransformer
+    model = VisionTransformer(img_size, patch_size, depth, num_heads, embed_dim, int(mlp_ratio * embed_dim), num_classes=num_classes)
+    nn.init.normal_(model.heads.head.weight, std=0.02)  # its own start is 0, which would make every comparison equal
+    return model
+
+
+def huggingface(img_size, patch_size, num_classes, embed_dim, depth, num_heads, mlp_ratio=4.0):
+    from transformers import ViTConfig, ViTForImageClassification
+    config = ViTConfig(
+        image_size=img_size, patch_size=patch_size, num_labels=num_classes, hidden_size=embed_dim, num_hidden_layers=depth,
+        num_attention_heads=num_heads, intermediate_size=int(mlp_ratio * embed_dim), layer_norm_eps=1e-6,
+    )
+    return ViTForImageClassification(config)
+
+
+class Logits(nn.Module):
+    "Hugging Face's model gives an object; its logits are what the others give."
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x).logits
+
+
+def _vit_pytorch(kind, s, **more):
+    options = {"image_size": s["img_size"], "patch_size": s["patch_size"], "num_classes": s["num_classes"], "dim": s["embed_dim"]}
+    options |= {"depth": s["depth"], "heads": s["num_heads"], "mlp_dim": int(s.get("mlp_ratio", 4.0) * s["embed_dim"])}
+    return kind(**options, dim_head=s["embed_dim"] // s["num_heads"], **more)
+
+
+def vit_pytorch(**s):
+    from vit_pytorch import ViT as Theirs
+    return _vit_pytorch(Theirs, s)
+
+
+def simple_vit(**s):
+    from vit_pytorch import SimpleViT
+    return _vit_pytorch(SimpleViT, s)
+
+
+def copied_into_torch(ours: ViT, sizes: dict) -> TorchViT:
+    "nn.TransformerEncoder with our weights."
+    theirs = TorchViT(**sizes)
+    pairs = {theirs.cut: ours.tokenizer.stem.proj, theirs.encoder.norm: ours.norm, theirs.head: ours.head}
+    for layer, block in zip(theirs.encoder.layers, ours.encoder.blocks):
+        pairs |= {layer.norm1: block.norm1, layer.norm2: block.norm2, layer.linear1: block.mlp.fc1, layer.linear2: block.mlp.fc2}
+        pairs |= {layer.self_attn.out_proj: block.attn.proj}
+        layer.self_attn.in_proj_weight.data, layer.self_attn.in_proj_bias.data = block.attn.qkv.weight.data, block.attn.qkv.bias.data
+    for to, source in pairs.items():
+        to.load_state_dict(source.state_dict())
+    theirs.token.data, theirs.positions.data = ours.class_token.data, ours.positions.positions.data
+    return theirs
+
+
+def contestants(sizes: dict) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    "Everybody's model at one size, and what was found when its outputs were compared with ours."
+    from vit_course.pretrained import from_huggingface, from_timm, from_torchvision
+
+    torch.manual_seed(0)
+    ours = ViT(**sizes).eval()
+    nn.init.normal_(ours.class_token, std=0.02)
+    models = {"vit_course": ours, "timm": timm(**sizes), "torchvision": torchvision(**sizes), "Hugging Face": huggingface(**sizes)}
+    models["nn.TransformerEncoder"] = copied_into_torch(ours, sizes)
+    readers = {"timm": from_timm, "torchvision": from_torchvision, "Hugging Face": from_huggingface}
+    images, checked = torch.rand(2, 3, sizes["img_size"], sizes["img_size"]), {"vit_course": "ours, with a class token"}
+    for name, model in list(models.items())[1:]:
+        same = readers[name](model.eval()) if name in readers else ours
+        with torch.no_grad():
+            theirs = model.eval()(images)
+            off = (same.eval()(images) - getattr(theirs, "logits", theirs)).abs().max().item()
+        if off > 1e-4:
+            raise RuntimeError(f"{name} and vit_course differ by {off:.1e} with the same weights: nothing to compare")
+        checked[name] = "the same outputs to 1e-4 with the same weights"
+    models["Hugging Face"] = Logits(models["Hugging Face"])
+    models |= {"vit_course, mean pooling": ViT(**sizes, pool="mean"), "vit-pytorch ViT": vit_pytorch(**sizes)}
+    models["vit-pytorch SimpleViT"] = simple_vit(**sizes)
+    other = "another architecture of the same size: "
+    return models, checked | {
+        "vit_course, mean pooling": "ours, without a class token, like SimpleViT",
+        "vit-pytorch ViT": other + "norms around the patch embedding, no biases in attention",
+        "vit-pytorch SimpleViT": other + "no class token, fixed positions, no biases in attention",
+    }
+
+
+def training_step(model: nn.Module, size: str, bf16: bool):
+    "A whole step: forward, loss, backward, fused AdamW."
+    sizes, model = SIZES[size], model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    images, labels = torch.rand(BATCH[size], 3, *[sizes["img_size"]] * 2), torch.randint(sizes["num_classes"], (BATCH[size],))
+
+    def run():
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return run
+
+
+def inference(model: nn.Module, size: str, bf16: bool):
+    "A forward pass."
+    images = torch.rand(BATCH[size], 3, *[SIZES[size]["img_size"]] * 2)
+
+    def run():
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            model.eval()(images)
+
+    return run
+
+
+def bench_models(args) -> list[dict]:
+    "Every contestant's training step and inference as ratios to timm's."
+    rows = []
+    for size, sizes in SIZES.items():
+        models, checked = contestants(sizes)
+        for threads in args.threads:
+            torch.set_num_threads(threads)
+            for work, make in {"training": training_step, "inference": inference}.items():
+                for bf16 in (True, False):
+                    times = interleaved({name: make(m.train(work == "training"), size, bf16) for name, m in models.items()}, args.rounds)
+                    case = {"size": size, "threads": threads, "work": work, "dtype": "bf16" if bf16 else "fp32"}
+                    for name, ratio in paired_ratios(times, "timm").items():
+                        values = dict(zip(("q1", "ratio", "q3"), ratio)) | {"ms": 1e3 * quartiles(times[name])[1]}
+                        rows.append(case | {"model": name, "checked": checked[name]} | {k: round(v, 4) for k, v in values.items()})
+                    print(*case.values(), f"ours {[r for r in rows if r['model'] == 'vit_course'][-1]['ratio']:.3f} of timm", flush=True)
+    return rows
+
+
+# ---- in fresh processes -------------------------------------------------------------------------------------------------
+
+MEMORY_SIZES = {  # tokens -> batch, sizes
+    64: (32, SIZES["assignment"]),
+    197: (8, SIZES["ViT-Ti/16"]),
+    577: (2, SIZES["ViT-Ti/16"] | {"img_size": 384}),
+}
+
+
+def memory_of(name: str, tokens: int, bf16: bool) -> float:
+    "Growth of this process's peak resident memory by two training steps, in MiB."
+    batch, sizes = MEMORY_SIZES[tokens]
+    pool = {"pool": "mean"} if tokens == 64 else {}
+    makers = {
+        "vit_course": lambda: ViT(**sizes, **pool), "with checkpointing": lambda: ViT(**sizes, **pool, grad_checkpointing=True),
+        "timm": lambda: timm(**sizes, **({"class_token": False, "global_pool": "avg"} if pool else {})),
+        "SimpleViT": lambda: simple_vit(**sizes),
+    }
+    torch.set_num_threads(1)
+    model = makers[name]().train()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    images, labels = torch.rand(batch, 3, *[sizes["img_size"]] * 2), torch.randint(sizes["num_classes"], (batch,))
+    before = peak_mib()
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return peak_mib() - before
+
+
+def peak_mib() -> float:
+    "This process's peak resident memory in MiB."
+    if platform.system() == "Linux":  # what getrusage says includes the parent's
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 2**10
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if platform.system() == "Darwin" else 2**10)
+
+
+def bench_memory(args) -> list[dict]:
+    rows = []
+    for tokens in MEMORY_SIZES:
+        for dtype in ("bf16", "fp32"):
+            for name in ("vit_course", "with checkpointing", "timm", "SimpleViT"):
+                command = [sys.executable, __file__, "--memory-of", name, str(tokens), dtype]
+                mib = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+                rows.append({"tokens": tokens, "batch": MEMORY_SIZES[tokens][0], "dtype": dtype, "model": name, "mib": round(mib)})
+    return rows
+
+
+def bench_imports(args) -> list[dict]:
+    "`import vit_course.vit` against what it needs."
+    lines = {"torch, einops": "import torch, einops", "vit_course.vit": "import vit_course.vit"}
+    work = {name: lambda line=line: subprocess.run([sys.executable, "-c", line], check=True) for name, line in lines.items()}
+    times = interleaved(work, max(9, args.rounds))
+    ratios = paired_ratios(times, "torch, einops")
+    return [
+        {"import": name, "seconds": round(quartiles(times[name])[1], 2)} | {k: round(v, 3) for k, v in zip(("q1", "ratio", "q3"), ratios[name])}
+        for name in lines
+    ]
+
+
+# ---- rollout --------------------------------------------------------------------------------------------------------------
+
+def rollout_image_by_image(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    "The way of github.com/jacobgil/vit-explain: hooks on timm's attention dropout, an image at a time, products in a loop."
+    maps, found = [], []
+    hooks = [block.attn.attn_drop.register_forward_hook(lambda m, i, out: found.append(out)) for block in model.blocks]
+    for image in images:
+        found.clear()
+        model(image[None])
+        result = torch.eye(found[0].shape[-1])
+        for weights in found:
+            mixed = weights[0].mean(dim=0) + torch.eye(weights.shape[-1])
+            result = mixed / mixed.sum(dim=-1, keepdim=True) @ result
+        maps.append(result[0, 1:])
+    for hook in hooks:
+        hook.remove()
+    return torch.stack(maps)
+
+
+def bench_rollout(args) -> list[dict]:
+    "Maps of 64 images by ViT-Ti/16, in one batch and one by one."
+    from vit_course.pretrained import from_timm
+    from vit_course.rollout import rollout_heatmap
+
+    torch.manual_seed(0)
+    theirs, images, rows = timm(**SIZES["ViT-Ti/16"]).eval(), torch.rand(64, 3, 224, 224), []
+    ours = from_timm(theirs).eval()
+    for block in theirs.blocks:
+        block.attn.fused_attn = False  # else it gives no weights
+
+    def batched():
+        return rollout_heatmap(ours, images).flatten(1)
+
+    def one_by_one():
+        with torch.inference_mode():
+            return rollout_image_by_image(theirs, images)
+
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        off = (batched() - one_by_one()).abs().max().item()
+        if off > 1e-4:
+            raise RuntimeError(f"the two ways differ by {off:.1e}: nothing to compare")
+        times = interleaved({"one by one": one_by_one, "vit_course, one batch": batched}, max(3, args.rounds // 2), warm_up=1)
+        for name, ratio in paired_ratios(times, "one by one").items():
+            rows.append({"threads": threads, "way": name, "seconds": round(quartiles(times[name])[1], 2)}
+                        | {k: round(v, 3) for k, v in zip(("q1", "ratio", "q3"), ratio)})
+    return rows
+
+
+# ---- the input ------------------------------------------------------------------------------------------------------------
+
+def plain_transform():
+    from torchvision import transforms as T
+    return T.Compose([T.RandomHorizontalFlip(), T.RandomResizedCrop(32, (0.8, 1.0), (0.9, 1.1)), T.ToTensor(),
+                      T.Normalize((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))])
+
+
+def bench_augmentation(args) -> list[dict]:
+    "Images a second: PIL's transforms an image at a time, ours a batch at a time; one thread."
+    from PIL import Image
+    from torchvision import transforms as T
+    from vit_course.augment import POLICIES, as_floats
+
+    torch.set_num_threads(1)
+    pixels = torch.randint(0, 256, (512, 3, 32, 32), dtype=torch.uint8)
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in pixels]
+    plain, random = plain_transform(), T.Compose([T.RandAugment(2, 9), T.ToTensor()])
+    work = {"flip_crop, PIL": lambda: [plain(p) for p in pictures]}
+    work |= {"RandAugment, PIL": lambda: [random(p) for p in pictures]}
+    work |= {f"{name}, batch": lambda f=make(): [as_floats(f(part)) for part in pixels.split(128)] for name, make in POLICIES.items()}
+    times = interleaved(work, args.rounds)
+    return [{"augmentation": name, "images_per_second": round(512 / quartiles(values)[1])} for name, values in times.items()]
+
+
+IN_EPOCH = 3200  # images of the 50,000
+
+
+def cifar(folder: str | None):
+    "Bytes (N, 3, 32, 32) and labels."
+    if folder is None:
+        return torch.randint(0, 256, (IN_EPOCH, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (IN_EPOCH,))
+    from study import open_data
+    train = open_data(folder).sets["train"]
+    return train.images[:IN_EPOCH], train.labels[:IN_EPOCH]
+
+
+def bench_epoch(args) -> list[dict]:
+    "An epoch, data to optimizer, of the assignment's model: the plain recipe and the course's, measured on a part of it."
+    from PIL import Image
+    from vit_course.augment import FlipCrop, as_floats
+    from vit_course.data import ImageArrays
+    from vit_course.optimizers import fused_adamw
+
+    pixels, labels = cifar(args.data)
+    plain, rows = plain_transform(), []
+
+    class Pictures(torch.utils.data.Dataset):
+        def __init__(self):
+            self.arrays = pixels.permute(0, 2, 3, 1).numpy()
+
+        def __len__(self):
+            return len(labels)
+
+        def __getitem__(self, i):
+            return plain(Image.fromarray(self.arrays[i])), int(labels[i])
+
+    def run(model, optimizer, loader, bf16, prepare):
+        for images, targets in loader:
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = F.cross_entropy(model(prepare(images)), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        theirs, ours = timm(**SIZES["assignment"]).train(), ViT(**SIZES["assignment"]).train()
+        loader = torch.utils.data.DataLoader(Pictures(), 64, shuffle=True, drop_last=True, num_workers=threads)
+        fast = torch.utils.data.DataLoader(ImageArrays(pixels, labels, 10), 64, shuffle=True, drop_last=True, collate_fn=lambda b: b)
+        augment = FlipCrop()
+        work = {
+            "plain: PIL, fp32, SDPA (timm)": lambda: run(theirs, torch.optim.AdamW(theirs.parameters()), loader, False, lambda x: x),
+            "vit_course": lambda: run(ours, fused_adamw([{"params": list(ours.parameters())}], 1e-3), fast, True,
+                                      lambda x: as_floats(augment(x))),
+        }
+        times = interleaved(work, 3, warm_up=0)
+        for name, ratio in paired_ratios(times, "plain: PIL, fp32, SDPA (timm)").items():
+            seconds = quartiles(times[name])[1] * 50000 / IN_EPOCH
+            rows.append({"threads": threads, "recipe": name, "seconds_per_epoch": round(seconds, 1)}
+                        | {k: round(v, 3) for k, v in zip(("q1", "ratio", "q3"), ratio)})
+    return rows
+
+
+# ---- what came out ----------------------------------------------------------------------------------------------------------
+
+def table(rows: list[dict]) -> str:
+    "Rows as a Markdown table."
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [names, ["---"] * len(names), *[[str(row.get(name, "")) for name in names] for row in rows]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def models_text(rows: list[dict]) -> str:
+    "A table for each case, the fastest first, and a sentence for peers that beat us beyond the quartiles."
+    parts = []
+    for case in dict.fromkeys((row["size"], row["threads"], row["work"], row["dtype"]) for row in rows):
+        some = sorted((r for r in rows if (r["size"], r["threads"], r["work"], r["dtype"]) == case), key=lambda r: r["ratio"])
+        ours = [r for r in some if r["model"].startswith("vit_course")]
+        faster = [r["model"] for r in some if r not in ours and r["q3"] < min(o["q1"] for o in ours)]
+        shown = [{"model": r["model"], "to timm": f"{r['ratio']:.3f} ({r['q1']:.3f} to {r['q3']:.3f})", "ms": f"{r['ms']:.1f}"} for r in some]
+        size, threads, work, dtype = case
+        parts += [f"### {size}, {work}, {dtype}, threads: {threads}", table(shown)]
+        parts.append("**Faster than ours, beyond the quartiles:** " + (", ".join(faster) or "nobody") + ".")
+    checked = dict.fromkeys((row["model"], row["checked"]) for row in rows)
+    return "\n\n".join(parts + ["What was compared before timing:", "\n".join(f"- {name}: {text}." for name, text in checked)])
+
+
+SECTIONS = {
+    "models": (bench_models, models_text), "memory": (bench_memory, table), "imports": (bench_imports, table),
+    "rollout": (bench_rollout, table), "augmentation": (bench_augmentation, table), "epoch": (bench_epoch, table),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    parser.add_argument("--threads", type=int, nargs="+", default=[2, 1])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--data", help="a folder that holds CIFAR-10")
+    parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    if args.memory_of:
+        return print(memory_of(args.memory_of[0], int(args.memory_of[1]), args.memory_of[2] == "bf16"))
+    target = RESULTS / "speed.json"
+    found = json.loads(target.read_text()) if target.exists() else {"sections": {}}
+    for name in args.only:
+        print(f"== {name}", flush=True)
+        rows = SECTIONS[name][0](args)
+        about = machine("timm", "vit-pytorch", "transformers")
+        found["sections"][name] = {"date": datetime.date.today().isoformat(), "machine": about, "rows": rows}
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(json.dumps(found, indent=1) + "\n")
+        text = SECTIONS[name][1](rows)
+        print(text, flush=True)
+    parts = ["# Speed, as `python benchmarks/speed.py` measured it"]
+    for name, section in found["sections"].items():
+        about = section["machine"]
+        versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
+        parts += [f"## {name}", f"{section['date']}; {about['processor']}, {about['cpu_capability']}, instructions for bfloat16: "
+                  f"{'yes' if about['bf16_instructions'] else 'no'}; Python {about['python']}, {versions}.", SECTIONS[name][1](section["rows"])]
+    (RESULTS / "speed.md").write_text("\n\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    main()
