@@ -212,21 +212,17 @@ def _recomputed(blocks) -> list:
     "The same blocks, each to be called in a way that keeps only its input for the backward pass."
     return [partial(checkpoint, block, use_reentrant=False) for block in blocks]
 
-# %% ../nbs/04_encoder.ipynb #7dba3f00
+# %% ../nbs/04_encoder.ipynb #266b9c29
 class Encoder(nn.Module):
     "A stack of blocks whose drop path rises linearly from 0 (Dosovitskiy et al. 2021, §3.1)."
 
     def __init__(
         self,
-        depth: int,  # L, number of blocks
-        dim: int,  # D
-        num_heads: int,  # h, divides D
+        depth: int, dim: int, num_heads: int,  # L, number of blocks; D; h, divides D
         mlp_ratio: float = 4.0,  # hidden width of the MLPs over D
-        dropout: float = 0.0,  # in the MLPs and on the attentions' outputs
-        attn_dropout: float = 0.0,  # on the attentions' weights
+        dropout: float = 0.0, attn_dropout: float = 0.0,  # as `EncoderBlock`'s
         drop_path: float = 0.0,  # of the last block
-        layer_scale: float | None = None,  # start value of the branches' factors; None: off
-        eps: float = 1e-6,  # of the layer norms
+        layer_scale: float | None = None, eps: float = 1e-6,  # as `EncoderBlock`'s
         residual_in_fp32: bool = False,  # the stream stays 32 bits wide under autocast to bfloat16
         grad_checkpointing: bool = False,  # less memory in training for a second forward pass
     ):

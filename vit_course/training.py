@@ -136,9 +136,13 @@ def check_targets(
             f"this batch's range from {low} to {high}"
         )
 
-# %% ../nbs/06_training.ipynb #44ef2e8f
+# %% ../nbs/06_training.ipynb #f80c91a2
 class ScheduledAdamW(ClassifierSteps):
     "AdamW with decay on matrices only, and a schedule that moves every step. Sub-classes give `factor`."
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.hparams.get("compile", False):
+            self.vit.compile()
 
     def configure_optimizers(self):
         steps, options = self.trainer.estimated_stepping_batches, self.hparams
@@ -190,7 +194,7 @@ class ChannelNorm(nn.Module):
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W)
         return (images - self.mean) / self.std
 
-# %% ../nbs/06_training.ipynb #830e0dfa
+# %% ../nbs/06_training.ipynb #a670be8a
 class LitViT(ScheduledAdamW):
     "A `ViT` with its normalisation, loss, metrics, optimizer and schedule; takes images in 0..1."
 
@@ -216,10 +220,6 @@ class LitViT(ScheduledAdamW):
         self.factor = make_schedule(schedule, warmup, milestones, gamma)
         self.vit, self.normalize = ViT(**vit), ChannelNorm(mean, std)
         self.add_metrics(self.vit.num_classes)
-
-    def setup(self, stage: str) -> None:
-        if stage == "fit" and self.hparams.compile:
-            self.vit.compile()
 
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W) in 0..1 -> (B, num_classes)
         return self.vit(self.normalize(images))

@@ -168,15 +168,14 @@ def _norm_and_head(dim: int, num_classes: int, eps: float, norm_after_pool: bool
     head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
     return (nn.Identity(), nn.Sequential(norm, head)) if norm_after_pool else (norm, head)
 
-# %% ../nbs/05_vit.ipynb #42c4a1b3
+# %% ../nbs/05_vit.ipynb #eabe5fc8
 class ViTParts(nn.Module):
     "The parts of a `ViT`, and its options; sizes as in Dosovitskiy et al. 2021, table 1."
 
     def __init__(
         self, img_size: int | tuple[int, int] = 224,  # side in pixels, or (H, W)
         patch_size: int = 16, in_chans: int = 3, num_classes: int = 1000,  # num_classes=0: no head
-        embed_dim: int = 768, depth: int = 12, num_heads: int = 12,  # D, L, h
-        mlp_ratio: float = 4.0,  # hidden width of the MLP over D
+        embed_dim: int = 768, depth: int = 12, num_heads: int = 12, mlp_ratio: float = 4.0,  # D, L, h; MLP's width / D
         dropout: float = 0.0, attn_dropout: float = 0.0, drop_path: float = 0.0,  # as `Encoder`'s
         pool: str = "cls", class_token: bool | None = None,  # or "mean"; None: with pool="cls"
         positions: str = "learned",  # or "sinusoidal_1d", "sinusoidal_2d", "none"
@@ -192,9 +191,8 @@ class ViTParts(nn.Module):
         self.tokenizer = Tokenizer(img_size, patch_size, in_chans, embed_dim, stem)
         self.class_token, self.registers = [_tokens(n, embed_dim) for n in (n_class, num_registers)]
         self.positions = make_positions(positions, self.tokenizer.grid, embed_dim, n_class, dropout)
-        rates = (mlp_ratio, dropout, attn_dropout, drop_path, layer_scale, eps)
-        options = (*rates, residual_in_fp32, grad_checkpointing)
-        self.encoder = _bend(Encoder(depth, embed_dim, num_heads, *options), activation)
+        rates = (mlp_ratio, dropout, attn_dropout, drop_path, layer_scale, eps, residual_in_fp32, grad_checkpointing)
+        self.encoder = _bend(Encoder(depth, embed_dim, num_heads, *rates), activation)
         self.norm, self.head = _norm_and_head(embed_dim, num_classes, eps, norm_after_pool)
         _init_weights(self)
 
