@@ -212,7 +212,7 @@ def _recomputed(blocks) -> list:
     "The same blocks, each to be called in a way that keeps only its input for the backward pass."
     return [partial(checkpoint, block, use_reentrant=False) for block in blocks]
 
-# %% ../nbs/04_encoder.ipynb #266b9c29
+# %% ../nbs/04_encoder.ipynb #80d3fe8e
 class Encoder(nn.Module):
     "A stack of blocks whose drop path rises linearly from 0 (Dosovitskiy et al. 2021, §3.1)."
 
@@ -223,8 +223,7 @@ class Encoder(nn.Module):
         dropout: float = 0.0, attn_dropout: float = 0.0,  # as `EncoderBlock`'s
         drop_path: float = 0.0,  # of the last block
         layer_scale: float | None = None, eps: float = 1e-6,  # as `EncoderBlock`'s
-        residual_in_fp32: bool = False,  # the stream stays 32 bits wide under autocast to bfloat16
-        grad_checkpointing: bool = False,  # less memory in training for a second forward pass
+        residual_in_fp32: bool = False, grad_checkpointing: bool = False,  # the switches above
     ):
         super().__init__()
         self.residual_in_fp32, self.grad_checkpointing = residual_in_fp32, grad_checkpointing

@@ -194,7 +194,7 @@ class ChannelNorm(nn.Module):
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W)
         return (images - self.mean) / self.std
 
-# %% ../nbs/06_training.ipynb #a670be8a
+# %% ../nbs/06_training.ipynb #c6d04109
 class LitViT(ScheduledAdamW):
     "A `ViT` with its normalisation, loss, metrics, optimizer and schedule; takes images in 0..1."
 
@@ -210,8 +210,7 @@ class LitViT(ScheduledAdamW):
         label_smoothing: float = 0.0,  # share of the target spread over all classes
         optimizer: str = "adamw",  # or "muon" for the matrices in the blocks (torch 2.9 and later)
         compile: bool = False,  # translate the model by `torch.compile` before training; needs a C++ compiler
-        mean: list[float] | None = None,  # of each channel; None: 0
-        std: list[float] | None = None,  # of each channel; None: 1
+        mean: list[float] | None = None, std: list[float] | None = None,  # of each channel; None: 0, 1
         classes: list[str] | None = None,  # names of the classes
         **vit,  # as `ViT`'s
     ):
