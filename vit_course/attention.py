@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['score_spread', 'causal_mask', 'scaled_dot_product_attention', 'causal_attention', 'ScaledDotProductAttention',
            'AttentionHead', 'MultiHeadSelfAttention', 'split_heads', 'merge_heads', 'HeadwiseLinear',
-           'headwise_to_linear', 'HeadwiseAttention', 'fuse_qkv', 'MultiHeadAttention']
+           'headwise_to_linear', 'HeadwiseAttention', 'fuse_qkv', 'cpu_has_bf16', 'MultiHeadAttention']
 
 # %% ../nbs/03_attention.ipynb #358ac700
 import math
@@ -229,13 +229,13 @@ def fuse_qkv(
     return fused
 
 # %% ../nbs/03_attention.ipynb #8d66ed15
-def _cpu_has_bf16() -> bool:
+def cpu_has_bf16() -> bool:
     "Whether this processor multiplies matrices of bfloat16 natively, as far as PyTorch says."
     features = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch 2.6 and later have them
     return any(getattr(torch.cpu, name, bool)() for name in features)
 
 
-_CPU_BF16 = _cpu_has_bf16()
+_CPU_BF16 = cpu_has_bf16()
 _LONGEST_TABLE = 1024  # tokens; beyond, the N x N table costs more memory than it saves time
 
 # %% ../nbs/03_attention.ipynb #8accfa1f
