@@ -102,7 +102,7 @@ def test_an_earlier_run_is_not_overwritten(command_line):
 @pytest.mark.parametrize(
     "args, message",
     [
-        (["--config", "quickstrat"], "recipes: cifar10_assignment"),
+        (["--config", "quickstrat"], "recipes: cifar10, cifar10_assignment"),
         (["--model.embed_dim", "30", "--model.num_heads", "4"], "num_heads=4"),
         (["--model.patch_size", "5"], "patch_size=5"),
         (["--model.pool", "max"], "pool='max'"),

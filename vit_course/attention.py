@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .dropout import dropout
+
 # %% ../nbs/03_attention.ipynb #f88913a7
 def score_spread(
     q: Tensor,  # (..., N, d) queries
@@ -246,20 +248,23 @@ def _known_impl(impl):
     return impl
 
 
-def _use_manual(layer, q):
+def _use_manual(layer, q, dropping):
     "Whether the layer takes the manual path for a query like this one."
     if layer.impl != "auto":
         return layer.impl == "manual"
-    fast = _CPU_BF16 and q.device.type == "cpu" and q.dtype == torch.bfloat16
-    return fast and q.shape[-2] <= _LONGEST_TABLE
+    fast = dropping or _CPU_BF16 and q.dtype == torch.bfloat16
+    return fast and q.device.type == "cpu" and q.shape[-2] <= _LONGEST_TABLE
 
 
 def _run(layer, q, k, v, mask, need_weights):
     "Output, and the weights where the path has them."
-    dropout = layer.attn_dropout if layer.training else 0.0
-    if need_weights or _use_manual(layer, q):
-        return scaled_dot_product_attention(q, k, v, mask, dropout)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout), None
+    p = layer.attn_dropout if layer.training else 0.0
+    if not need_weights and not _use_manual(layer, q, p > 0):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p), None
+    if p == 0:
+        return scaled_dot_product_attention(q, k, v, mask)
+    weights = _apply_mask((q / math.sqrt(layer.head_dim)) @ k.transpose(-2, -1), mask).softmax(dim=-1)  # as above
+    return dropout(weights, p) @ v, weights
 
 # %% ../nbs/03_attention.ipynb #79507cab
 def _fits(x, dim):

@@ -7,7 +7,7 @@ __all__ = ['course_folder', 'free_name', 'FashionMini', 'load_fashion_mini', 'lo
            'ImageArrays', 'check_labels', 'ImageSets', 'ImageStats', 'ImageData', 'make_loader', 'EachOnce',
            'to_floats', 'split_off', 'FashionMiniData', 'TorchvisionData', 'open_source', 'as_arrays',
            'FashionMNISTData', 'CIFAR10Data', 'find_splits', 'FolderImages', 'split_folder', 'read_all', 'read_folder',
-           'check_same_classes', 'ImageFolderData', 'folder_stats']
+           'check_same_classes', 'ImageFolderData', 'folder_stats', 'open_test_set']
 
 # %% ../nbs/toolbox/data.ipynb #2c785b97
 import copy
@@ -530,3 +530,33 @@ def folder_stats(
 
     mean, std = cached(key, compute)
     return mean, std
+
+# %% ../nbs/toolbox/data.ipynb #0ceb0cc7
+def open_test_set(
+    data_dir: str | Path,  # holds test/<class>/*, or a data set as torchvision keeps it
+    classes: list[str],  # in the order of the model's labels
+    img_size: tuple[int, int],  # (H, W) of the model
+    in_chans: int,  # of the model: 1 (grey) or 3
+) -> ImageArrays:  # in memory
+    "The test images of a folder, labelled in the model's order."
+    folder = Path(data_dir).expanduser()
+    if (folder / "test").is_dir():
+        found = read_folder(folder / "test", img_size[0], "raise")
+        arrays = read_all(found)
+        pixels, labels = arrays.images, arrays.labels
+        pixels = v2.functional.rgb_to_grayscale(pixels) if in_chans == 1 else pixels
+    else:
+        found = open_source(_torchvision_set(folder, img_size, in_chans), train=False)
+        pixels, labels = as_arrays(found)
+    if set(found.classes) != set(classes):
+        raise ValueError(f"the classes in data_dir={folder} are {list(found.classes)}, the model's are {list(classes)}")
+    order = torch.tensor([list(classes).index(name) for name in found.classes])
+    return ImageArrays(pixels, order[labels], len(classes))
+
+
+def _torchvision_set(folder: Path, img_size: tuple[int, int], in_chans: int) -> TorchvisionData:
+    "The data set that fits a model of this size."
+    for kind in (FashionMNISTData, CIFAR10Data):
+        if (kind.in_chans, kind.size, kind.size) == (in_chans, *img_size) and folder.is_dir():
+            return kind(str(folder))
+    raise FileNotFoundError(f"no folder test in data_dir={folder.absolute()}: wanted test/<class>/*.jpg, or torchvision's files")
