@@ -3,7 +3,8 @@
 
     python benchmarks/speed.py [--only SECTION ...] [--threads 2 1] [--rounds 9] [--data FOLDER]
 
-Sections: models (a training step and inference, against six peers), memory, imports, rollout, augmentation, epoch (against the plain recipe).
+Sections: models (a training step and inference, against six peers), dropout, memory, imports, rollout, augmentation, epoch (against the
+plain recipe). bfloat16 is measured where the processor has instructions for it.
 All that is compared runs in turns in one process (memory and imports: in fresh processes in turns), with the number of threads fixed.
 Ratios are of the same round, given as median and quartiles. FOLDER holds CIFAR-10, for `epoch`; without it, images of noise of the
 same size are used, which take the same time. Writes benchmarks/results/speed.json and speed.md; sections that are not run keep their rows.
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from timing import interleaved, machine, paired_ratios, quartiles
 from torch import nn
 
+from vit_course.attention import cpu_has_bf16
 from vit_course.vit import ViT
 
 RESULTS = Path(__file__).parent / "results"
@@ -31,6 +33,9 @@ SIZES = {
     "ViT-Ti/16": {"img_size": 224, "patch_size": 16, "num_classes": 1000, "embed_dim": 192, "depth": 12, "num_heads": 3},
 }
 BATCH = {"assignment": 64, "ViT-Ti/16": 8}
+DROPOUT = {"dropout": 0.2, "attn_dropout": 0.2}  # the assignment's
+TIMMS_DROPOUT = {"pos_drop_rate": 0.2, "proj_drop_rate": 0.2, "attn_drop_rate": 0.2}
+FORMATS = (True, False) if cpu_has_bf16() else (False,)  # bf16 or not
 
 
 # ---- models -------------------------------------------------------------------------------------------------------------
@@ -182,13 +187,36 @@ def bench_models(args) -> list[dict]:
         for threads in args.threads:
             torch.set_num_threads(threads)
             for work, make in {"training": training_step, "inference": inference}.items():
-                for bf16 in (True, False):
+                for bf16 in FORMATS:
                     times = interleaved({name: make(m.train(work == "training"), size, bf16) for name, m in models.items()}, args.rounds)
                     case = {"size": size, "threads": threads, "work": work, "dtype": "bf16" if bf16 else "fp32"}
                     for name, ratio in paired_ratios(times, "timm").items():
                         values = dict(zip(("q1", "ratio", "q3"), ratio)) | {"ms": 1e3 * quartiles(times[name])[1]}
                         rows.append(case | {"model": name, "checked": checked[name]} | {k: round(v, 4) for k, v in values.items()})
                     print(*case.values(), f"ours {[r for r in rows if r['model'] == 'vit_course'][-1]['ratio']:.3f} of timm", flush=True)
+    return rows
+
+
+def bench_dropout(args) -> list[dict]:
+    "A training step of the assignment's model with its dropouts: PyTorch's, ours, and without."
+    from vit_course.dropout import CheapDropout
+
+    sizes, rows = SIZES["assignment"], []
+    models = {"no dropout": ViT(**sizes), "vit_course": ViT(**sizes, **DROPOUT), "nn.Dropout": ViT(**sizes, **DROPOUT)}
+    for module in list(models["nn.Dropout"].modules()):
+        for name, part in module.named_children():
+            if isinstance(part, CheapDropout):
+                setattr(module, name, nn.Dropout(part.p))
+            if hasattr(part, "impl"):
+                part.impl = "sdpa"  # with PyTorch's dropout on the weights
+    models["timm"] = timm(**sizes, **TIMMS_DROPOUT)
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        for bf16 in FORMATS:
+            times = interleaved({name: training_step(m, "assignment", bf16) for name, m in models.items()}, args.rounds)
+            for name, ratio in paired_ratios(times, "no dropout").items():
+                rows.append({"threads": threads, "dtype": "bf16" if bf16 else "fp32", "model": name, "ms": round(1e3 * quartiles(times[name])[1])}
+                            | {k: round(v, 3) for k, v in zip(("q1", "ratio", "q3"), ratio)})
     return rows
 
 
@@ -237,7 +265,7 @@ def peak_mib() -> float:
 def bench_memory(args) -> list[dict]:
     rows = []
     for tokens in MEMORY_SIZES:
-        for dtype in ("bf16", "fp32"):
+        for dtype in ("bf16", "fp32")[not FORMATS[0] :]:
             for name in ("vit_course", "with checkpointing", "timm", "SimpleViT"):
                 command = [sys.executable, __file__, "--memory-of", name, str(tokens), dtype]
                 mib = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
@@ -344,7 +372,7 @@ def cifar(folder: str | None):
 
 
 def bench_epoch(args) -> list[dict]:
-    "An epoch, data to optimizer, of the assignment's model: the plain recipe and the course's, measured on a part of it."
+    "An epoch, data to optimizer, of the assignment's model with its dropouts: the plain recipe and the course's, on a part of it."
     from PIL import Image
     from vit_course.augment import FlipCrop, as_floats
     from vit_course.data import ImageArrays
@@ -373,20 +401,20 @@ def bench_epoch(args) -> list[dict]:
 
     for threads in args.threads:
         torch.set_num_threads(threads)
-        theirs, ours = timm(**SIZES["assignment"]).train(), ViT(**SIZES["assignment"]).train()
+        theirs, ours = timm(**SIZES["assignment"], **TIMMS_DROPOUT).train(), ViT(**SIZES["assignment"], **DROPOUT).train()
         loader = torch.utils.data.DataLoader(Pictures(), 64, shuffle=True, drop_last=True, num_workers=threads)
         fast = torch.utils.data.DataLoader(ImageArrays(pixels, labels, 10), 64, shuffle=True, drop_last=True, collate_fn=lambda b: b)
-        augment = FlipCrop()
+        augment, plainly = FlipCrop(), "plain: PIL, fp32, SDPA (timm)"
         work = {
-            "plain: PIL, fp32, SDPA (timm)": lambda: run(theirs, torch.optim.AdamW(theirs.parameters()), loader, False, lambda x: x),
-            "vit_course": lambda: run(ours, fused_adamw([{"params": list(ours.parameters())}], 1e-3), fast, True,
+            plainly: lambda: run(theirs, torch.optim.AdamW(theirs.parameters()), loader, False, lambda x: x),
+            "vit_course": lambda: run(ours, fused_adamw([{"params": list(ours.parameters())}], 1e-3), fast, FORMATS[0],
                                       lambda x: as_floats(augment(x))),
         }
         times = interleaved(work, 3, warm_up=0)
-        for name, ratio in paired_ratios(times, "plain: PIL, fp32, SDPA (timm)").items():
+        for name, ratio in paired_ratios(times, plainly).items():
             seconds = quartiles(times[name])[1] * 50000 / IN_EPOCH
-            rows.append({"threads": threads, "recipe": name, "seconds_per_epoch": round(seconds, 1)}
-                        | {k: round(v, 3) for k, v in zip(("q1", "ratio", "q3"), ratio)})
+            rows.append({"threads": threads, "dtype": "bf16" if FORMATS[0] and name != plainly else "fp32", "recipe": name,
+                         "seconds_per_epoch": round(seconds, 1)} | {k: round(v, 3) for k, v in zip(("q1", "ratio", "q3"), ratio)})
     return rows
 
 
@@ -415,7 +443,7 @@ def models_text(rows: list[dict]) -> str:
 
 
 SECTIONS = {
-    "models": (bench_models, models_text), "memory": (bench_memory, table), "imports": (bench_imports, table),
+    "models": (bench_models, models_text), "dropout": (bench_dropout, table), "memory": (bench_memory, table), "imports": (bench_imports, table),
     "rollout": (bench_rollout, table), "augmentation": (bench_augmentation, table), "epoch": (bench_epoch, table),
 }
 

@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
 """From the assignment's recipe to a good one, a step at a time, each run with the same budget on real CIFAR-10.
 
-    python benchmarks/study.py --data FOLDER [--steps NAME ...] [--seeds 0 1 2] [--minutes 5] [--share 0/1]
+    python benchmarks/study.py --data FOLDER --costs                      # what one step of each recipe costs on this machine
+    python benchmarks/study.py --data FOLDER [--steps NAME ...] [--seeds 0 1 2] [--minutes 5] [--share 0/1] [--keep RUNS]
 
 FOLDER holds CIFAR-10: torchvision's, or images as train/<class>/* and test/<class>/*. Ten per cent of the training images are kept for
-validation; the test images are not read. A budget of M minutes on two cores is 120 * M seconds of one core's time: a run has one thread and
-counts the processor's seconds, so that two runs fit side by side and a busy machine does not cheat. Validation is not counted.
+validation; the test images are not read. A budget of M minutes on two cores is 120 * M seconds of one core's time. How many steps that buys
+is worked out once, from study_costs.csv: `--costs` trains recipes in turns, a few steps each, on one thread. The runs then have that
+many steps, so that they give the same numbers again on any machine, whatever else it is doing.
 
-Writes benchmarks/results/study.csv: a row an epoch (`val_acc` of the last one is the result), and study_runs.csv: a row a run, with
-its options. A run that stands there is not made again. `--share 0/2` and `--share 1/2` split the work between two commands.
+Writes to benchmarks/results: study_costs.csv; study.csv, a row an epoch; study_runs.csv, a row a run, `val_acc` being the result after
+its last step. A run that stands there is not made again. `--share 0/2` and `--share 1/2` split the work between two commands.
+With `--keep RUNS` each run leaves its model in that folder, and a checkpoint after each epoch: the same command goes on from there.
 """
 import argparse
 import csv
@@ -21,14 +24,16 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EMAWeightAveraging, Timer
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from timing import machine, quartiles
 
 from vit_course.data import CIFAR10Data, ImageFolderData
-from vit_course.training import EpochSeed, LitViT
+from vit_course.training import EpochSeed, LitViT, save_model
 
 RESULTS = Path(__file__).parent / "results"
 EPOCH_COLUMNS = ["step", "minutes", "seed", "epoch", "seconds", "train_loss", "val_loss", "val_acc"]
-RUN_COLUMNS = ["step", "minutes", "seed", "epochs", "parameters", "val_acc", "options"]
+RUN_COLUMNS = ["step", "minutes", "seed", "optimizer_steps", "epochs", "seconds", "parameters", "val_loss", "val_acc", "options"]
+COST_COLUMNS = ["step", "batch_size", "ms", "ms_median", "machine"]  # ms: the first quartile, a step that nothing disturbs
 
 ASSIGNMENT = {
     "patch_size": 4, "embed_dim": 256, "depth": 6, "num_heads": 8, "mlp_ratio": 2.0, "dropout": 0.2, "attn_dropout": 0.2,
@@ -37,20 +42,18 @@ ASSIGNMENT = {
 # each step adds to the one before it; what a step is worth is the difference of the two
 LADDER = {
     "assignment": ASSIGNMENT,
+    "smaller model": {"embed_dim": 64, "depth": 4, "num_heads": 4, "lr": 1e-3},
     "no dropout": {"dropout": 0.0, "attn_dropout": 0.0},
-    "warm-up, cosine": {"schedule": "cosine", "warmup": 0.1, "lr": 1e-3},
-    "batch of 128": {"batch_size": 128, "lr": 1.5e-3},
+    "warm-up, cosine": {"schedule": "cosine", "warmup": 0.1, "lr": 2e-3},
+    "batch of 128": {"batch_size": 128, "lr": 3e-3},
     "label smoothing": {"label_smoothing": 0.1},
     "flip and shift": {"augment": "flip_shift"},
     "mean pooling": {"pool": "mean"},
     "early convolutions": {"stem": "early_conv"},
-    "smaller model": {"embed_dim": 64, "depth": 4, "num_heads": 4, "lr": 4e-3},
     "Muon": {"optimizer": "muon", "weight_decay": 0.1},
 }
 # each of these is the top of the ladder with one more change
 BRANCHES = {
-    "32 bits": {"precision": "32-true"},
-    "residual in 32 bits": {"residual_in_fp32": True},
     "EMA": {"ema": 0.998},
     "drop path": {"drop_path": 0.1},
     "weight decay 0.3": {"weight_decay": 0.3},
@@ -59,10 +62,13 @@ BRANCHES = {
     "RandAugment": {"augment": "rand_augment"},
     "mixup or cutmix": {"mixup": 0.8, "cutmix": 1.0},
     "class token": {"pool": "cls"},
-    "half the rate": {"lr": 2e-3},
+    "half the rate": {"lr": 1.5e-3},
+    "twice the rate": {"lr": 6e-3},
 }
+# the top of the ladder and as many steps as it gets, in the other format: for processors with instructions for it
+FORMATS = {"bfloat16": {"precision": "bf16-mixed"}, "bfloat16, residual in 32 bits": {"precision": "bf16-mixed", "residual_in_fp32": True}}
 # width x depth, at the top of the ladder
-SIZES = {f"{width}x{depth}": {"embed_dim": width, "depth": depth} for width in (64, 96, 128, 192) for depth in (2, 4, 6)}
+SIZES = {f"{width}x{depth}": {"embed_dim": width, "depth": depth} for width in (64, 96, 128) for depth in (2, 4, 6)}
 
 
 def all_steps() -> dict[str, dict]:
@@ -70,42 +76,32 @@ def all_steps() -> dict[str, dict]:
     steps, options = {}, {}
     for name, change in LADDER.items():
         steps[name] = options = options | change
-    return steps | {name: options | change for name, change in (BRANCHES | SIZES).items()}
+    return steps | {name: options | change for name, change in (BRANCHES | FORMATS | SIZES).items()}
 
 
-class ProcessorClock(Timer):
-    "Lightning's clock, counting this process's time on a processor in training alone."
+class Clock(pl.Callback):
+    "A row for each validation, and this process's time on a processor in each training step."
 
-    def __init__(self, seconds: float):
-        super().__init__(duration={"seconds": seconds}, verbose=False)
-        self.used, self.since = 0.0, None
+    def __init__(self):
+        self.steps, self.rows = [], []
 
-    def time_elapsed(self, stage="train") -> float:
-        return self.used + (0.0 if self.since is None else time.process_time() - self.since)
+    def state_dict(self) -> dict:
+        return {"steps": self.steps, "rows": self.rows}
 
-    def on_train_start(self, *args):
+    def load_state_dict(self, state: dict):
+        self.steps, self.rows = list(state["steps"]), list(state["rows"])
+
+    def on_train_epoch_start(self, *args):
         self.since = time.process_time()
 
-    def on_validation_start(self, *args):
-        if self.since is not None:
-            self.used, self.since = self.time_elapsed(), None
-
-    def on_validation_end(self, trainer, *args):
-        self.since = None if trainer.sanity_checking else time.process_time()
-
-    def on_train_end(self, *args):
-        self.used, self.since = self.time_elapsed(), None
-
-
-class Curve(pl.Callback):
-    "A row for each validation."
-
-    def __init__(self, clock: ProcessorClock):
-        self.clock, self.rows = clock, []
+    def on_train_batch_end(self, *args):  # from the last one's end: getting the batch counts, too
+        now = time.process_time()
+        self.steps.append(now - self.since)
+        self.since = now
 
     def on_validation_end(self, trainer, module):
         values = trainer.callback_metrics
-        row = {"epoch": trainer.current_epoch + 1, "seconds": round(self.clock.time_elapsed())}
+        row = {"epoch": trainer.current_epoch + 1, "seconds": round(sum(self.steps))}
         self.rows.append(row | {name: round(values[name].item(), 4) for name in ("val_loss", "val_acc")})
 
     def on_train_epoch_end(self, trainer, module):
@@ -120,26 +116,81 @@ def open_data(folder: str) -> CIFAR10Data | ImageFolderData:
     return CIFAR10Data(folder)
 
 
-def train(options: dict, seed: int, minutes: float, source) -> tuple[list[dict], LitViT]:
-    "One run: a row an epoch, and the model."
+def train(options: dict, seed: int, steps: int, source, validate: bool = True, keep: Path | None = None) -> tuple[LitViT, Clock]:
+    "One run: the model, and the clock with a row an epoch and one for the end."
     options = dict(options)
-    precision, ema, of_data = options.pop("precision", "bf16-mixed"), options.pop("ema", None), {}
+    precision, ema, of_data = options.pop("precision", "32-true"), options.pop("ema", None), {}
     for name in ("batch_size", "augment", "mixup", "cutmix"):
         of_data[name] = options.pop(name, 0.0)
     pl.seed_everything(seed, verbose=False)
     data = type(source)(source.data_dir, **of_data, seed=0, num_workers=0)
     data._sets, data._classes, data._stats, data.img_size = source.sets, source.classes, source.stats(), 32
     linked = {name: getattr(data, name) for name in ("num_classes", "in_chans", "img_size", "mean", "std", "classes")}
-    model = LitViT(**options, **linked)
-    clock = ProcessorClock(120 * minutes)
-    callbacks = [EpochSeed(seed), clock, curve := Curve(clock)] + ([EMAWeightAveraging(decay=ema)] if ema else [])
+    model, clock = LitViT(**options, **linked), Clock()
+    quiet = {"accelerator": "cpu", "precision": precision, "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    callbacks = [EpochSeed(seed), clock] + ([EMAWeightAveraging(decay=ema)] if ema else [])
+    if keep:
+        callbacks.append(ModelCheckpoint(keep, filename="last", enable_version_counter=False))
     trainer = pl.Trainer(
-        accelerator="cpu", precision=precision, max_epochs=-1, callbacks=callbacks, num_sanity_val_steps=0, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        max_epochs=-1, max_steps=steps, callbacks=callbacks, num_sanity_val_steps=0, limit_val_batches=1.0 if validate else 0,
+        enable_checkpointing=bool(keep), **quiet,
     )
-    trainer.fit(model, data)  # the run ends inside an epoch, with a validation
-    curve.rows[-1]["epoch"] = round(trainer.global_step * data.batch_size / len(data.sets["train"]), 2)
-    return curve.rows, model
+    last = keep / "last.ckpt" if keep else None
+    trainer.fit(model, data, ckpt_path=last if last and last.exists() else None)
+    if validate:
+        found = pl.Trainer(**quiet).validate(model, data, verbose=False)[0]
+        last = {"epoch": round(steps * data.batch_size / len(data.sets["train"]), 2), "seconds": round(sum(clock.steps))}
+        clock.rows.append(last | {name: round(found[name], 4) for name in ("val_loss", "val_acc")})
+    return model, clock
+
+
+FREE = ("lr", "weight_decay", "schedule", "warmup", "label_smoothing")  # options that change no step's duration
+
+
+def work_of(options: dict) -> str:
+    "What decides how long a step takes; equal for recipes whose steps do the same work."
+    return json.dumps({name: value for name, value in options.items() if name not in FREE}, sort_keys=True)
+
+
+def measure_costs(names: list[str], source, rounds: int = 5, each: int = 6):
+    "Train recipes a few steps, in turns, and write what one step takes; the ladder's top is the measure of those that stand already."
+    steps, top = all_steps(), list(LADDER)[-1]
+    works = {work_of(steps[name]): name for name in [top, *names]}
+    times = {work: [] for work in works}
+    for i in range(rounds):
+        for work, name in list(works.items())[:: 1 if i % 2 else -1]:
+            times[work] += train(steps[name], 0, each, source, validate=False)[1].steps[2:]
+        print(f"round {i + 1} of {rounds}", flush=True)
+    path = RESULTS / "study_costs.csv"
+    known = read(path) if path.exists() else {}
+    scale = float(known[top]["ms"]) / (1e3 * quartiles(times[work_of(steps[top])])[0]) if known else 1.0
+    for name in steps:
+        if work_of(steps[name]) in times and (name in names or not known):
+            ms, median, _ = (round(1e3 * scale * t, 1) for t in quartiles(times[work_of(steps[name])]))
+            known[name] = {"step": name, "batch_size": steps[name]["batch_size"], "ms": ms, "ms_median": median, "machine": machine_name()}
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COST_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(known[name] for name in steps if name in known)
+
+
+def read(path: Path) -> dict[str, dict]:
+    "Rows by their step."
+    with path.open(newline="") as file:
+        return {row["step"]: row for row in csv.DictReader(file)}
+
+
+def machine_name() -> str:
+    "The processor in a few words."
+    about = machine()
+    bf16 = "with" if about["bf16_instructions"] else "without"
+    return f"{about['processor']}, {about['cpu_capability']}, {bf16} bfloat16, torch {about['versions']['torch']}"
+
+
+def steps_in(minutes: float) -> dict[str, int]:
+    "How many steps of each recipe fit into so many minutes on two cores."
+    bought = {name: int(120 * minutes / (1e-3 * float(row["ms"]))) for name, row in read(RESULTS / "study_costs.csv").items()}
+    return bought | {name: bought[list(LADDER)[-1]] for name in FORMATS}
 
 
 def append(path: Path, columns: list[str], rows: list[dict]):
@@ -167,23 +218,33 @@ def main():
     parser.add_argument("--steps", nargs="+", default=[*LADDER, *BRANCHES], choices=list(all_steps()), metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--costs", action="store_true", help="measure what a step of each recipe costs, and train nothing")
+    parser.add_argument("--keep", type=Path, help="a folder for models and checkpoints")
     parser.add_argument("--share", default="0/1", help="i/n: every n-th run, beginning with number i")
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     source, (mine, shares) = open_data(args.data), map(int, args.share.split("/"))
+    if args.costs:
+        return measure_costs([name for name in args.steps if name not in FORMATS], source)
+    bought = steps_in(args.minutes)
     runs = [(step, seed) for seed in args.seeds for step in args.steps][mine::shares]
     for step, seed in runs:
         key = (step, args.minutes, seed)
         if done(RESULTS / "study_runs.csv", key):
             continue
         options = all_steps()[step]
-        rows, model = train(options, seed, args.minutes, source)
+        folder = args.keep and args.keep / f"{step}-{args.minutes:g}-{seed}".replace(" ", "_")
+        model, clock = train(options, seed, bought[step], source, keep=folder)
+        rows = clock.rows
+        if folder:
+            save_model(model, folder / "model.safetensors")
         same = {"step": step, "minutes": f"{args.minutes:g}", "seed": seed}
         append(RESULTS / "study.csv", EPOCH_COLUMNS, [same | row for row in rows])
-        summary = {"epochs": rows[-1]["epoch"], "parameters": sum(p.numel() for p in model.parameters())}
-        summary |= {"val_acc": rows[-1]["val_acc"], "options": json.dumps(options)}
+        last = {name: rows[-1][name] for name in ("seconds", "val_loss", "val_acc")}
+        summary = {"optimizer_steps": bought[step], "epochs": rows[-1]["epoch"], **last, "options": json.dumps(options)}
+        summary["parameters"] = sum(p.numel() for p in model.parameters())
         append(RESULTS / "study_runs.csv", RUN_COLUMNS, [same | summary])
         print(*key, summary["val_acc"], f"{summary['epochs']} epochs", flush=True)
 
