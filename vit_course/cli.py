@@ -270,7 +270,7 @@ def rollout(
 
     Args:
         model: a .ckpt or .safetensors file, or a shipped model's name, such as fashion
-        images: image files; without any, eight of the bundled test images (for models of grey images)
+        images: image files; without any, bundled ones: eight test images for grey models, the photograph for colour
         output: the picture to write; an existing file is not overwritten, the name gets a number
         residual: share of the skip connection, 0 to 1
         head_fusion: mean, max or min over the heads
@@ -287,11 +287,17 @@ def rollout(
 # %% ../nbs/toolbox/cli.ipynb #1e8d4215
 def choose_images(lit: LitViT, images: list[str] | None) -> tuple[torch.Tensor, list[str]]:
     "The user's pictures with their names, or bundled ones with their classes."
-    from vit_course.data import load_fashion_mini
+    from torchvision.transforms import v2
+
+    from vit_course.data import load_fashion_mini, load_photo
 
     in_chans, img_size = lit.vit.tokenizer.in_chans, lit.vit.tokenizer.img_size
     if images:
         return read_images([Path(i) for i in images], img_size, in_chans), [Path(i).name for i in images]
+    if in_chans == 3:
+        photo = load_photo()
+        square = v2.functional.center_crop(photo, min(photo.shape[1:]))
+        return v2.functional.resize(square, list(img_size), antialias=True)[None], ["photograph"]
     if (in_chans, *img_size) != (1, 28, 28):
         raise ValueError(f"this model takes images of {in_chans} channels and {img_size} pixels: name some files")
     mini = load_fashion_mini()
