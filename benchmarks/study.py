@@ -11,6 +11,7 @@ many steps, so that they give the same numbers again on any machine, whatever el
 
 Writes to benchmarks/results: study_costs.csv; study.csv, a row an epoch; study_runs.csv, a row a run, `val_acc` being the result after
 its last step. A run that stands there is not made again. `--share 0/2` and `--share 1/2` split the work between two commands.
+With `--bf16` everything is done in bfloat16, with costs and files of its own (study_bf16_*.csv): for processors that have instructions for it.
 With `--keep RUNS` each run leaves its model in that folder, and a checkpoint after each epoch: the same command goes on from there.
 """
 import argparse
@@ -116,6 +117,12 @@ def open_data(folder: str) -> CIFAR10Data | ImageFolderData:
     return CIFAR10Data(folder)
 
 
+def result(kind: str, bf16: bool = False) -> Path:
+    "Where the costs, the epochs or the runs of a format stand."
+    name = "study_bf16" if bf16 else "study"
+    return RESULTS / (f"{name}.csv" if kind == "epochs" else f"{name}_{kind}.csv")
+
+
 def train(options: dict, seed: int, steps: int, source, validate: bool = True, keep: Path | None = None) -> tuple[LitViT, Clock]:
     "One run: the model, and the clock with a row an epoch and one for the end."
     options = dict(options)
@@ -152,16 +159,15 @@ def work_of(options: dict) -> str:
     return json.dumps({name: value for name, value in options.items() if name not in FREE}, sort_keys=True)
 
 
-def measure_costs(names: list[str], source, rounds: int = 5, each: int = 6):
+def measure_costs(steps: dict[str, dict], names: list[str], path: Path, source, rounds: int = 5, each: int = 6):
     "Train recipes a few steps, in turns, and write what one step takes; the ladder's top is the measure of those that stand already."
-    steps, top = all_steps(), list(LADDER)[-1]
+    top = list(LADDER)[-1]
     works = {work_of(steps[name]): name for name in [top, *names]}
     times = {work: [] for work in works}
     for i in range(rounds):
         for work, name in list(works.items())[:: 1 if i % 2 else -1]:
             times[work] += train(steps[name], 0, each, source, validate=False)[1].steps[2:]
         print(f"round {i + 1} of {rounds}", flush=True)
-    path = RESULTS / "study_costs.csv"
     known = read(path) if path.exists() else {}
     scale = float(known[top]["ms"]) / (1e3 * quartiles(times[work_of(steps[top])])[0]) if known else 1.0
     for name in steps:
@@ -187,9 +193,9 @@ def machine_name() -> str:
     return f"{about['processor']}, {about['cpu_capability']}, {bf16} bfloat16, torch {about['versions']['torch']}"
 
 
-def steps_in(minutes: float) -> dict[str, int]:
+def steps_in(minutes: float, bf16: bool) -> dict[str, int]:
     "How many steps of each recipe fit into so many minutes on two cores."
-    bought = {name: int(120 * minutes / (1e-3 * float(row["ms"]))) for name, row in read(RESULTS / "study_costs.csv").items()}
+    bought = {name: int(120 * minutes / (1e-3 * float(row["ms"]))) for name, row in read(result("costs", bf16)).items()}
     return bought | {name: bought[list(LADDER)[-1]] for name in FORMATS}
 
 
@@ -220,32 +226,34 @@ def main():
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--costs", action="store_true", help="measure what a step of each recipe costs, and train nothing")
     parser.add_argument("--keep", type=Path, help="a folder for models and checkpoints")
+    parser.add_argument("--bf16", action="store_true", help="in bfloat16, with costs and results of its own")
     parser.add_argument("--share", default="0/1", help="i/n: every n-th run, beginning with number i")
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     source, (mine, shares) = open_data(args.data), map(int, args.share.split("/"))
+    steps = {name: ({"precision": "bf16-mixed"} if args.bf16 else {}) | options for name, options in all_steps().items()}
     if args.costs:
-        return measure_costs([name for name in args.steps if name not in FORMATS], source)
-    bought = steps_in(args.minutes)
+        return measure_costs(steps, [name for name in args.steps if name not in FORMATS], result("costs", args.bf16), source)
+    bought, files = steps_in(args.minutes, args.bf16), {kind: result(kind, args.bf16) for kind in ("epochs", "runs")}
     runs = [(step, seed) for seed in args.seeds for step in args.steps][mine::shares]
     for step, seed in runs:
         key = (step, args.minutes, seed)
-        if done(RESULTS / "study_runs.csv", key):
+        if done(files["runs"], key):
             continue
-        options = all_steps()[step]
+        options = steps[step]
         folder = args.keep and args.keep / f"{step}-{args.minutes:g}-{seed}".replace(" ", "_")
         model, clock = train(options, seed, bought[step], source, keep=folder)
         rows = clock.rows
         if folder:
             save_model(model, folder / "model.safetensors")
         same = {"step": step, "minutes": f"{args.minutes:g}", "seed": seed}
-        append(RESULTS / "study.csv", EPOCH_COLUMNS, [same | row for row in rows])
+        append(files["epochs"], EPOCH_COLUMNS, [same | row for row in rows])
         last = {name: rows[-1][name] for name in ("seconds", "val_loss", "val_acc")}
         summary = {"optimizer_steps": bought[step], "epochs": rows[-1]["epoch"], **last, "options": json.dumps(options)}
         summary["parameters"] = sum(p.numel() for p in model.parameters())
-        append(RESULTS / "study_runs.csv", RUN_COLUMNS, [same | summary])
+        append(files["runs"], RUN_COLUMNS, [same | summary])
         print(*key, summary["val_acc"], f"{summary['epochs']} epochs", flush=True)
 
 
