@@ -12,7 +12,7 @@ cfg = config["DEFAULT"]
 statuses = {"3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
 
 # Folders beside the package that an installed package carries inside, and what of them.
-CARRIED = {"exercises": "*.ipynb", "benchmarks/results": "*.csv"}
+CARRIED = {"exercises": "*.ipynb", "benchmarks/results": "*"}
 
 
 class CarryFolders(build_py):

@@ -7,7 +7,8 @@ Sections: models (a training step and inference, against six peers), dropout, me
 plain recipe). bfloat16 is measured where the processor has instructions for it.
 All that is compared runs in turns in one process (memory and imports: in fresh processes in turns), with the number of threads fixed.
 Ratios are of the same round, given as median and quartiles. FOLDER holds CIFAR-10, for `epoch`; without it, images of noise of the
-same size are used, which take the same time. Writes benchmarks/results/speed.json and speed.md; sections that are not run keep their rows.
+same size are used, which take the same time. Writes benchmarks/results/speed.json and speed.md, or speed_without_bf16.json and .md on a
+processor without instructions for bfloat16; sections that are not run keep their rows.
 """
 import argparse
 import datetime
@@ -305,7 +306,7 @@ def rollout_image_by_image(model: nn.Module, images: torch.Tensor) -> torch.Tens
 
 
 def bench_rollout(args) -> list[dict]:
-    "Maps of 64 images by ViT-Ti/16, in one batch and one by one."
+    "Maps of 64 images by ViT-Ti/16: one by one, in batches of 8 (our default), and in one batch."
     from vit_course.pretrained import from_timm
     from vit_course.rollout import rollout_heatmap
 
@@ -315,19 +316,23 @@ def bench_rollout(args) -> list[dict]:
     for block in theirs.blocks:
         block.attn.fused_attn = False  # else it gives no weights
 
-    def batched():
+    def in_batches():
         return rollout_heatmap(ours, images).flatten(1)
+
+    def one_batch():
+        return rollout_heatmap(ours, images, batch_size=len(images)).flatten(1)
 
     def one_by_one():
         with torch.inference_mode():
             return rollout_image_by_image(theirs, images)
 
+    work = {"one by one": one_by_one, "vit_course, batches of 8": in_batches, "vit_course, one batch": one_batch}
     for threads in args.threads:
         torch.set_num_threads(threads)
-        off = (batched() - one_by_one()).abs().max().item()
+        off = max((way() - one_by_one()).abs().max().item() for way in (in_batches, one_batch))
         if off > 1e-4:
-            raise RuntimeError(f"the two ways differ by {off:.1e}: nothing to compare")
-        times = interleaved({"one by one": one_by_one, "vit_course, one batch": batched}, max(3, args.rounds // 2), warm_up=1)
+            raise RuntimeError(f"the ways differ by {off:.1e}: nothing to compare")
+        times = interleaved(work, max(5, args.rounds // 2), warm_up=0)  # the comparison has warmed up all
         for name, ratio in paired_ratios(times, "one by one").items():
             rows.append({"threads": threads, "way": name, "seconds": round(quartiles(times[name])[1], 2)}
                         | {k: round(v, 3) for k, v in zip(("q1", "ratio", "q3"), ratio)})
@@ -460,7 +465,7 @@ def main():
     logging.disable(logging.WARNING)
     if args.memory_of:
         return print(memory_of(args.memory_of[0], int(args.memory_of[1]), args.memory_of[2] == "bf16"))
-    target = RESULTS / "speed.json"
+    target = RESULTS / ("speed.json" if cpu_has_bf16() else "speed_without_bf16.json")
     found = json.loads(target.read_text()) if target.exists() else {"sections": {}}
     for name in args.only:
         print(f"== {name}", flush=True)
@@ -477,7 +482,7 @@ def main():
         versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
         parts += [f"## {name}", f"{section['date']}; {about['processor']}, {about['cpu_capability']}, instructions for bfloat16: "
                   f"{'yes' if about['bf16_instructions'] else 'no'}; Python {about['python']}, {versions}.", SECTIONS[name][1](section["rows"])]
-    (RESULTS / "speed.md").write_text("\n\n".join(parts) + "\n")
+    target.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,35 @@ def orthogonalize(
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
     return x.mT if tall else x
 
+# %% ../nbs/toolbox/optimizers.ipynb #6a800954
+def _by_shape(params) -> list[list[nn.Parameter]]:
+    "Parameters that have a gradient, those of one shape together."
+    shapes = defaultdict(list)
+    for p in params:
+        if p.grad is not None:
+            shapes[p.shape, p.device, p.dtype].append(p)
+    return list(shapes.values())
+
+
+def _average(p: nn.Parameter, state: dict, momentum: float) -> Tensor:
+    "The gradient's running average as the next step will find it (Nesterov's look ahead)."
+    if "momentum_buffer" not in state:
+        state["momentum_buffer"] = torch.zeros_like(p)
+    return p.grad.lerp(state["momentum_buffer"].lerp_(p.grad, 1 - momentum), momentum)
+
+
+def _move(params, directions: Tensor, lr: float, weight_decay: float):
+    "Decay, then a step of AdamW's usual size."
+    size = 0.2 * lr * math.sqrt(max(params[0].shape))
+    for p, direction in zip(params, directions):
+        p.mul_(1 - lr * weight_decay).sub_(direction, alpha=size)
+
+
+def _fast_dtype(x: Tensor) -> torch.dtype:
+    "bfloat16 where the tensor's device multiplies it natively, else 32 bits."
+    fast = x.is_cuda or x.device.type == "cpu" and cpu_has_bf16()
+    return torch.bfloat16 if fast else torch.float32
+
 # %% ../nbs/toolbox/optimizers.ipynb #778ec33a
 class Muon(Optimizer):
     "Momentum, made orthogonal, for two-dimensional parameters (Jordan et al. 2024; Liu et al. 2025)."
@@ -67,33 +96,11 @@ class Muon(Optimizer):
     def step(self, closure=None):
         loss = None if closure is None else closure()
         for group in self.param_groups:
-            shapes = defaultdict(list)
-            for p in group["params"]:
-                if p.grad is not None:
-                    shapes[p.shape, p.device].append(p)
-            for same in shapes.values():
-                self._step(same, **group)
+            for same in _by_shape(group["params"]):
+                looks = torch.stack([_average(p, self.state[p], group["momentum"]) for p in same])
+                directions = orthogonalize(looks.to(self.dtype or _fast_dtype(looks))).to(looks.dtype)
+                _move(same, directions, group["lr"], group["weight_decay"])
         return loss
-
-    def _step(self, same, lr, weight_decay, momentum, **rest):
-        "One step for matrices of one shape."
-        looks = []  # Nesterov's: the average as the next step will find it
-        for p in same:
-            if "momentum_buffer" not in self.state[p]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            average = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - momentum)
-            looks.append(p.grad.lerp(average, momentum))
-        dtype = self.dtype or _fast_dtype(same[0])
-        directions = orthogonalize(torch.stack(looks).to(dtype)).to(same[0].dtype)
-        size = 0.2 * lr * math.sqrt(max(same[0].shape))
-        for p, direction in zip(same, directions):
-            p.mul_(1 - lr * weight_decay).sub_(direction, alpha=size)
-
-
-def _fast_dtype(parameter: Tensor) -> torch.dtype:
-    "bfloat16 where the parameter's device multiplies it natively, else 32 bits."
-    fast = parameter.is_cuda or parameter.device.type == "cpu" and cpu_has_bf16()
-    return torch.bfloat16 if fast else torch.float32
 
 # %% ../nbs/toolbox/optimizers.ipynb #13e09cb1
 class MuonAdamW(Optimizer):

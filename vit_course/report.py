@@ -148,13 +148,13 @@ def evaluate_model(model: str, data_dir: str, output: str | None = None) -> None
     lit = load_model(model)
     images = open_test_set(data_dir, lit.hparams.classes, lit.vit.tokenizer.img_size, lit.vit.tokenizer.in_chans)
     found, probs = evaluate(lit, images)
-    print_evaluation(model, found)
+    print_evaluation(Path(model).name, found)
     if output:
         counts = multiclass_confusion_matrix(probs, images.labels, probs.shape[1])
         found |= {"classes": lit.hparams.classes, "confusion": counts.tolist(), "versions": versions()}
         Path(output).write_text(json.dumps(found, indent=1) + "\n")
 
-
+# %% ../nbs/toolbox/report.ipynb #13424700
 def print_evaluation(name: str, found: dict) -> None:
     "The numbers for a reader of a terminal."
     print(f"{name}: accuracy {found['test_accuracy']:.4f} on {found['test_images']:,} test images, "
