@@ -10,7 +10,7 @@ __all__ = ['use_style', 'to_picture', 'show_images', 'heatmap', 'compare_lines',
            'draw_sixteen_steps', 'draw_curves', 'draw_flow', 'token_layout', 'crop_gallery', 'normalized_view',
            'before_and_after', 'run_spread', 'recipe_curves', 'loop_arrows', 'stretch_maps', 'draw_overlay',
            'overlay_sheet', 'map_row', 'head_mosaic', 'layer_strip', 'draw_links', 'interval_panels', 'sample_dots',
-           'named_heatmap', 'grid_row']
+           'named_heatmap', 'grid_row', 'seed_dots', 'size_lines']
 
 # %% ../nbs/toolbox/plots.ipynb #bc4ca4b6
 import math
@@ -1095,3 +1095,63 @@ def grid_row(
     axes[0, 0].set(xlabel="patch column", ylabel="patch row")
     fig.colorbar(drawn, ax=axes, label=label, shrink=0.85)
     return fig
+
+# %% ../nbs/toolbox/plots.ipynb #908f0845
+def seed_dots(
+    rows: dict[str, list[float]],  # name -> one number a run; an empty list for none yet
+    xlabel: str,
+    band: tuple[float, float] | None = None,  # from where to where to shade: what chance alone brings
+    zero: float | None = None,  # where a dotted line stands
+    ax: plt.Axes | None = None,
+) -> plt.Axes:
+    "A row a name: each run as a dot, their mean and deviation below the dots, and how many they are."
+    ax = ax or plt.subplots(figsize=(7.2, 0.38 * len(rows) + 1.1))[1]
+    if band is not None:
+        ax.axvspan(*band, color="0.9", zorder=0)
+    if zero is not None:
+        ax.axvline(zero, color="0.4", linestyle=":", zorder=1)
+    for y, values in enumerate(rows.values()):
+        ax.plot(values, [y - 0.12] * len(values), "o", color="C0", alpha=0.6, markersize=6)
+        if len(values) > 1:
+            bar = {"fmt": "|", "color": "black", "markersize": 8, "capsize": 3}
+            ax.errorbar(np.mean(values), y + 0.2, xerr=np.std(values, ddof=1), **bar)
+        runs = {0: "no run yet", 1: "1 run"}.get(len(values), f"{len(values)} runs")
+        ax.text(1.01, y, runs, transform=ax.get_yaxis_transform(), va="center", fontsize=8, color="0.3")
+    ax.set(xlabel=xlabel, ylim=(len(rows) - 0.4, -0.6))
+    ax.set_yticks(range(len(rows)), list(rows))
+    return ax
+
+# %% ../nbs/toolbox/plots.ipynb #c62b5a32
+def size_lines(
+    panels: dict[str, dict[int, dict[int, tuple]]],  # title -> width -> depth -> (cost, mean, deviation or nan)
+    xlabel: str,
+    ylabel: str,
+) -> plt.Figure:
+    "A line a width and a marker a depth, a panel a budget; costs on a logarithmic axis."
+    size = (2.7 * len(panels) + 1.6, 3.2)
+    fig, axes = plt.subplots(1, len(panels), figsize=size, sharex=True, sharey=True, squeeze=False)
+    widths = sorted({width for lines in panels.values() for width in lines})
+    depths = sorted({depth for lines in panels.values() for points in lines.values() for depth in points})
+    for ax, (title, lines) in zip(axes[0], panels.items()):
+        for width, points in lines.items():
+            n = widths.index(width)
+            x, mean, deviation = np.array([points[depth] for depth in sorted(points)]).T
+            ax.errorbar(x, mean, np.nan_to_num(deviation), color=f"C{n}", linestyle=["-", "--", ":", "-."][n % 4], capsize=2)
+            for depth, (x, mean, _) in points.items():
+                ax.plot(x, mean, "osv^D"[depths.index(depth) % 5], color=f"C{n}", markersize=6)
+        ax.set(title=title, xscale="log")
+    _size_legend(fig, axes, widths, depths)
+    fig.supxlabel(xlabel, fontsize="medium")
+    axes[0, 0].set_ylabel(ylabel)
+    return fig
+
+# %% ../nbs/toolbox/plots.ipynb #405fb9be
+def _size_legend(fig, axes, widths, depths):
+    "Lines for widths and grey markers for depths, at the right; plain numbers along the costs."
+    line = lambda n: plt.Line2D([], [], color=f"C{n}", linestyle=["-", "--", ":", "-."][n % 4])
+    mark = lambda n: plt.Line2D([], [], color="0.4", linestyle="", marker="osv^D"[n % 5])
+    shown = [(line(n), f"width {w}") for n, w in enumerate(widths)] + [(mark(n), f"depth {d}") for n, d in enumerate(depths)]
+    fig.legend(*zip(*shown), loc="outside right center", frameon=False, fontsize=8)
+    ticks = [t for t in (50, 100, 200, 400, 800, 1600, 3200) if axes[0, 0].get_xlim()[0] <= t <= axes[0, 0].get_xlim()[1]]
+    axes[0, 0].minorticks_off()
+    axes[0, 0].set_xticks(ticks, ticks)
