@@ -100,3 +100,45 @@ def test_heat_maps_of_every_kind_of_model(changed):
     row = rollout[:, 0] if vit.pool == "cls" else rollout[:, prefix:].mean(1)
     torch.testing.assert_close(maps, row[:, prefix:].view(3, 2, 3))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in vit.modules() if isinstance(m, MultiHeadAttention))
+
+
+class Wrapped(torch.nn.Module):
+    "A model around a model, with a normalisation of its own, as `LitViT`."
+
+    def __init__(self, vit):
+        super().__init__()
+        self.vit = vit
+
+    def forward(self, images):
+        return self.vit((images - 0.3) / 0.7)
+
+
+def from_libraries():
+    "Models of other libraries with random weights, imported: (name, model)."
+    from vit_course import pretrained
+
+    sizes = dict(img_size=16, patch_size=8, num_classes=5, embed_dim=24, depth=3, num_heads=3)
+    timm = pytest.importorskip("timm.models.vision_transformer").VisionTransformer
+    torchvision = pytest.importorskip("torchvision.models").VisionTransformer(16, 8, 3, 3, 24, 50, num_classes=5)
+    return {"timm": pretrained.from_timm(timm(**sizes, reg_tokens=2)), "torchvision": pretrained.from_torchvision(torchvision)}
+
+
+@pytest.mark.parametrize("chosen", [dict(), dict(head_fusion="max", discard_ratio=0.5, residual=0.3), dict(head_fusion="min", start_layer=2)], ids=str)
+@pytest.mark.parametrize("kind", ["ours", "wrapped", "timm", "torchvision"])
+def test_heat_maps_do_not_depend_on_the_size_of_the_batches(kind, chosen):
+    torch.manual_seed(0)
+    ours = ViT(img_size=16, patch_size=8, num_classes=5, embed_dim=24, depth=3, num_heads=3, pool="mean", num_registers=2, dropout=0.3)
+    model = {"ours": ours, "wrapped": Wrapped(ours)}.get(kind) or from_libraries()[kind]
+    model.train()
+    images, vit = torch.randn(11, 3, 16, 16), getattr(model, "vit", model)
+    prefix = vit.num_prefix_tokens
+    rollout = attention_rollout(capture_attention(model, images), num_prefix_tokens=prefix, **chosen)  # all at once, as it always was
+    row = rollout[:, 0] if vit.pool == "cls" else rollout[:, prefix:].mean(1)
+    expected = row[:, prefix:].view(11, 2, 2)
+    for batch_size in (1, 2, 4, 8, 11, 100):  # 11 is divisible by none but 1 and itself
+        torch.testing.assert_close(rollout_heatmap(model, images, batch_size, **chosen), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(rollout_heatmap(model, images[:1], **chosen), expected[:1], atol=1e-6, rtol=1e-5)
+    assert model.training
+    for wrong in (0, -3):
+        with pytest.raises(ValueError, match=f"batch_size={wrong} must be 1 or more"):
+            rollout_heatmap(model, images, wrong)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import MultiHeadAttention
-from .rollout import fuse_heads, mix_residual
+from .rollout import _as_written, fuse_heads, mix_residual
 
 # %% ../nbs/toolbox/inside.ipynb #593141e7
 def ask_ours(
@@ -145,7 +145,8 @@ def looking_inside(
         for layer, ask in layers:
             undo += ask(layer, keep)
         model.eval()
-        yield
+        with _as_written():
+            yield
     finally:
         for step in reversed(undo):
             step()

@@ -7,6 +7,9 @@ __all__ = ['capture_attention', 'mix_residual', 'fuse_heads', 'discard_smallest'
            'show_rollout']
 
 # %% ../nbs/07_attention_rollout.ipynb #6ee7f72c
+import sys
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -39,6 +42,13 @@ def _from_others(
 
     return torch.stack(capture_from(model, images))
 
+# %% ../nbs/07_attention_rollout.ipynb #a8865986
+def _as_written() -> AbstractContextManager:
+    "Models run as they are written, not as `torch.compile` has translated them: hooks are heard."
+    # before its translator is loaded, nothing can be translated; older versions have no such switch
+    stance = getattr(torch.compiler, "set_stance", None) if "torch._dynamo" in sys.modules else None
+    return nullcontext() if stance is None else stance("force_eager")
+
 # %% ../nbs/07_attention_rollout.ipynb #c7a26228
 @torch.no_grad()
 def capture_attention(
@@ -55,7 +65,8 @@ def capture_attention(
     handles = _record(layers, maps)
     try:
         model.eval()
-        model(images)
+        with _as_written():
+            model(images)
     finally:  # 3. clean up, after an exception too
         for handle in handles:
             handle.remove()
@@ -148,17 +159,23 @@ def attention_rollout(
 def rollout_heatmap(
     model: nn.Module,  # a `ViT`, or a `LitViT` around one
     images: Tensor,  # (B, C, H, W)
+    batch_size: int = 8,  # images at a time; time and memory depend on it, the maps do not
     **options,  # residual, head_fusion, discard_ratio, start_layer: as `attention_rollout`'s
 ) -> Tensor:  # (B, rows, cols), each summing to at most 1
     "Share of the model's pooled output that stems from each patch."
     vit = getattr(model, "vit", model)
     prefix = vit.num_prefix_tokens
-    # 1. from input tokens to output tokens
-    attentions = capture_attention(model, images)
-    rollout = attention_rollout(attentions, num_prefix_tokens=prefix, **options)
-    # 2. the row that the head reads
-    pooled = rollout[:, 0] if vit.pool == "cls" else rollout[:, prefix:].mean(dim=1)
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be 1 or more")
+    rows = []
+    for batch in images.split(batch_size):
+        # 1. from input tokens to output tokens
+        attentions = capture_attention(model, batch)
+        rollout = attention_rollout(attentions, num_prefix_tokens=prefix, **options)
+        # 2. the row that the head reads
+        rows.append(rollout[:, 0] if vit.pool == "cls" else rollout[:, prefix:].mean(dim=1))
     # 3. patches only, as a picture
+    pooled = torch.cat(rows)
     return pooled[:, prefix:].unflatten(1, vit.grid)
 
 # %% ../nbs/07_attention_rollout.ipynb #135cc1bb
@@ -168,7 +185,7 @@ def show_rollout(
     titles: list[str] | None = None,  # one a picture
     smooth: bool = True,  # False: show the patches as squares
     cols: int = 6,  # pictures a row
-    **options,  # as `attention_rollout`'s
+    **options,  # as `rollout_heatmap`'s
 ):  # a matplotlib figure
     "Each image above its heat map: the brighter a patch, the larger its share in the output."
     from vit_course.plots import overlay_sheet  # here, so that importing this module stays light
