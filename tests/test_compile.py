@@ -1,0 +1,194 @@
+"""Models translated by `torch.compile` (`LitViT(compile=True)`) compute what the models as written compute.
+
+Translating takes nearly all of the time, so one model is translated to C++ for all tests of outputs, gradients and training (`pair`).
+What is no question of the C++ code goes through the first steps only: the backend "aot_eager" translates both ways but writes no C++,
+"eager" translates the way forth alone.
+"""
+import copy
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from vit_course.encoder import DropPath, Encoder
+from vit_course.inside import attention_and_gradients, capture_from
+from vit_course.rollout import capture_attention, rollout_heatmap
+from vit_course.training import LitViT, load_model, save_model
+from vit_course.vit import ViT
+
+SMALL = dict(img_size=(8, 12), patch_size=4, in_chans=2, num_classes=5, embed_dim=32, depth=2, num_heads=4, mlp_ratio=2.0)
+CHANCE = dict(dropout=0.2, attn_dropout=0.1, drop_path=0.4)
+EXACT = dict(atol=1e-5, rtol=1e-5)
+
+
+def missing() -> str | None:
+    "What `torch.compile` lacks here, or None."
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    compiler = os.environ.get("CXX", usual)
+    if shutil.which(compiler) is None:
+        return f"torch.compile needs a C++ compiler, and there is no {compiler}"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        return "torch.compile needs Python's headers, and there is no Python.h"
+
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    "One thread, no processes for translating: for small models they cost more than they bring."
+    from torch._inductor import config
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with config.patch(compile_threads=1):
+        yield
+    torch.set_num_threads(threads)
+    torch.compiler.reset()
+
+
+def batch(size: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(size, 2, 8, 12, generator=generator), torch.randint(5, (size,), generator=generator)
+
+
+def made(**options) -> ViT:
+    torch.manual_seed(0)
+    vit = ViT(**SMALL | options)
+    for parameter in vit.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return vit
+
+
+def gradients(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, dict]:
+    model.zero_grad()
+    logits = model(images)
+    nn.functional.cross_entropy(logits, labels).backward()
+    return logits.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def pair():
+    "The same model twice: as written, and translated at once for batches of any size."
+    eager = made()
+    translated = copy.deepcopy(eager)
+    translated.compile()
+    images, labels = batch(4)
+    torch._dynamo.mark_dynamic(images, 0)
+    gradients(translated, images, labels)
+    return eager, translated
+
+
+@pytest.mark.parametrize("size", [4, 3, 7], ids=lambda n: f"batch of {n}")
+def test_outputs_and_gradients(pair, size):
+    (logits, grads), (translated, translated_grads) = (gradients(model, *batch(size)) for model in pair)
+    torch.testing.assert_close(translated, logits, **EXACT)
+    torch.testing.assert_close(translated_grads, grads, **EXACT)
+
+
+def test_names_of_weights_stay(pair, tmp_path):
+    eager, translated = pair
+    assert list(translated.state_dict()) == list(eager.state_dict())
+    made(drop_path=0.3).load_state_dict(translated.state_dict())
+
+
+def test_hooks_are_heard(pair):
+    eager, images = pair[0], batch(3)[0]
+    translated = copy.deepcopy(eager).eval()
+    translated.compile(backend="aot_eager")
+    with torch.no_grad():
+        translated(images)  # as in validation: translated without hooks
+    for look in (capture_attention, rollout_heatmap, lambda m, x: torch.stack(capture_from(m, x)), lambda m, x: attention_and_gradients(m, x)[1]):
+        torch.testing.assert_close(look(translated, images), look(eager, images), **EXACT)
+    wrapped = torch.compile(eager)  # another way to ask for it, a model around the model
+    torch.testing.assert_close(capture_attention(wrapped, images), capture_attention(eager, images), **EXACT)
+
+
+def trained(compile: bool, folder: Path, **options) -> tuple[LitViT, list[float]]:
+    "Three steps by Lightning, the last batch smaller; and the losses."
+    torch.manual_seed(0)
+    lit, losses = LitViT(lr=1e-2, compile=compile, **SMALL | options), []
+    keep = pl.callbacks.LambdaCallback(on_train_batch_end=lambda trainer, module, outputs, *_: losses.append(outputs["loss"].item()))
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", callbacks=[keep], default_root_dir=folder, **quiet)
+    loader = DataLoader(TensorDataset(*batch(11)), batch_size=4)
+    trainer.fit(lit, loader)
+    trainer.save_checkpoint(folder / f"{compile}.ckpt")
+    assert (lit.vit._compiled_call_impl is not None) == compile
+    return lit, losses
+
+
+def test_training_by_lightning(pair, tmp_path):  # pair: its translation is used again
+    (eager, losses), (translated, translated_losses) = (trained(compile, tmp_path) for compile in (False, True))
+    assert len(losses) == 3
+    assert translated_losses == pytest.approx(losses, abs=1e-5)
+    torch.testing.assert_close(dict(translated.named_parameters()), dict(eager.named_parameters()), atol=1e-3, rtol=0)
+    # either's checkpoint is the other's, and both ways of saving know nothing of the translation
+    eager.load_state_dict(translated.state_dict())
+    translated.load_state_dict(eager.state_dict())
+    save_model(translated, tmp_path / "model.safetensors")
+    for saved in ("model.safetensors", "True.ckpt"):
+        torch.testing.assert_close(load_model(tmp_path / saved).vit.state_dict(), eager.vit.state_dict(), **EXACT)
+
+
+def test_drop_path_drops_whole_samples():
+    layer = DropPath(0.3).train()
+    layer.compile()
+    torch.manual_seed(0)
+    x = torch.ones(4000, 2, 3, requires_grad=True)
+    out = layer(x)
+    first = out[:, :1, :1].expand_as(out)
+    torch.testing.assert_close(out, first)  # all of a sample, or nothing of it
+    dropped = out[:, 0, 0] == 0
+    torch.testing.assert_close(out[~dropped], torch.full_like(out[~dropped], 1 / 0.7))
+    assert dropped.float().mean().item() == pytest.approx(0.3, abs=4 * (0.3 * 0.7 / 4000) ** 0.5)
+    assert not torch.equal(layer(x), out)  # drawn anew
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, out.detach())  # the way back knows what the way forth drew
+    torch.testing.assert_close(layer.eval()(x), x)
+
+
+def test_chance_in_the_whole_model(pair):
+    model = made(**CHANCE)
+    eager = copy.deepcopy(model).eval()
+    model.compile(backend="eager")
+    images, labels = batch(4)
+    torch.manual_seed(1)
+    first, again = model(images), model(images)
+    torch.manual_seed(1)
+    torch.testing.assert_close(model(images), first)  # the same seed, the same draws
+    assert not torch.allclose(first, again)
+    assert all(grad.isfinite().all() for grad in gradients(model, images, labels)[1].values())
+    torch.testing.assert_close(model.eval()(images), eager(images), **EXACT)
+    for size in (3, 7):  # the second size makes torch translate once more, for any size
+        torch.testing.assert_close(model(batch(size)[0]), eager(batch(size)[0]), **EXACT)
+
+
+def test_gradient_checkpointing():
+    eager, model = made(depth=1), made(depth=1, grad_checkpointing=True)
+    model.compile(backend="aot_eager")
+    (logits, grads), (translated, translated_grads) = (gradients(m, *batch(4)) for m in (eager, model))
+    torch.testing.assert_close(translated, logits, **EXACT)
+    torch.testing.assert_close(translated_grads, grads, **EXACT)
+
+
+def test_gradient_checkpointing_draws_the_same_again():
+    encoder = Encoder(1, 8, 2, grad_checkpointing=True)
+    for drop in (encoder.blocks[0].drop_path1, encoder.blocks[0].drop_path2):
+        drop.p = 0.5
+    encoder.compile(backend="aot_eager")
+    torch.manual_seed(0)
+    x = torch.randn(40, 3, 8, requires_grad=True)
+    out = encoder(x)
+    out.sum().backward()
+    whole = (out == x).all(dim=2).all(dim=1)  # both branches dropped: about a quarter
+    assert 2 <= whole.sum() <= 20
+    plain = (x.grad == 1).all(dim=2).all(dim=1)
+    assert torch.equal(plain, whole)
