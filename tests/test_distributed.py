@@ -1,8 +1,9 @@
-"Two processes on this machine, joined by gloo, against one with the same global batch."
+"Two processes on this machine, joined by gloo, against one with the same global batch: DDP, two played nodes, FSDP."
 import csv
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,15 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import FSDPStrategy
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 SMALL = [
     "fit", "--config", "quickstart", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true",
     "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.limit_train_batches", "4",
     "--trainer.max_epochs", "3", "--trainer.log_every_n_steps", "1", "--model.embed_dim", "16", "--model.depth", "2",
     "--model.num_heads", "2", "--model.dropout", "0", "--model.warmup", "0.2", "--model.stem", "conv", "--model.lr", "0.01",
+    "--trainer.gradient_clip_val", "0.5", "--data.val_fraction", "0.1003",  # 1,003 images: not even
 ]  # nothing is drawn at random in training, and no batch norm: what differs would be a mistake
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
 SCRIPT = shutil.which("vit-course", path=str(Path(sys.executable).parent))
@@ -25,12 +29,16 @@ pytestmark = [
 ]
 
 
+def environment(**more) -> dict[str, str]:
+    "What a process of a run gets: nothing of other runs, and this folder's classes."
+    clean = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "VIT_COURSE_RUN_DIR")}
+    return clean | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)} | more
+
+
 def fit(folder: Path, *options) -> str:
     "The command as a user gives it; Lightning starts the second process itself."
-    clean = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "VIT_COURSE_RUN_DIR")}
-    environment = clean | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run(
-        [SCRIPT, *SMALL, *map(str, options)], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        [SCRIPT, *SMALL, *map(str, options)], cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -69,7 +77,8 @@ def test_metrics_are_over_all_processes(runs):
 
 def test_one_log_one_report_and_the_same_weights(runs):
     folder, outputs = runs
-    assert sorted(path.name for path in folder.iterdir()) == ["one", "two"]  # no folder of the second process
+    folders = [path.name for path in folder.iterdir() if path.name.startswith(("one", "two"))]
+    assert sorted(folders) == ["one", "two"]  # no folder of the second process
     assert outputs["two"].count("Test accuracy") == 1
     names = [sorted(path.name for path in (folder / run).glob("*")) for run in ("one", "two")]
     assert names[0] == names[1]
@@ -101,6 +110,103 @@ def test_every_image_counts_once(runs):
         data.trainer = Share(rank)
         seen += [label for _, labels in make_loader(data, "val") for label in labels.tolist()]
     assert sorted(seen) == sorted(FashionMiniData().sets["val"].labels.tolist())
+
+
+def run_nodes(folder: Path, commands: list[list[str]], environments: list[dict]):
+    "Commands at the same time, each standing for a machine with one process; none may fail, none may stay."
+    nodes = [
+        subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for command, env in zip(commands, environments)
+    ]
+    try:
+        outputs = [node.communicate(timeout=300)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+
+
+def assert_same_losses(folder: Path, run: str):
+    for name in ("train_loss", "val_loss"):
+        assert logged(folder / "one", name) == pytest.approx(logged(folder / run, name), abs=1e-5)
+    assert not list(folder.glob(f"{run}-*"))  # no folder of another process
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def node_options(run: str) -> list[str]:
+    return [*SMALL, "--run_dir", run, "--data.batch_size", "20", "--report", "false", "--trainer.strategy", "ddp",
+            "--trainer.num_nodes", "2", "--trainer.devices", "1"]
+
+
+def test_torchrun_on_two_nodes(runs):
+    meet = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *meet, "--no-python"]
+    commands = [[*torchrun, "--node-rank", str(rank), SCRIPT, *node_options("torchrun")] for rank in (0, 1)]
+    run_nodes(runs[0], commands, [environment()] * 2)
+    assert_same_losses(runs[0], "torchrun")
+
+
+def test_slurm_on_two_nodes(runs):
+    "SLURM's variables as `srun` would set them; SLURM itself is not here."
+    job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "course", "SLURM_NNODES": "2", "SLURM_NTASKS": "2",
+           "SLURM_NTASKS_PER_NODE": "1", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    tasks = [{"SLURM_PROCID": str(rank), "SLURM_NODEID": str(rank), "SLURM_LOCALID": "0"} for rank in (0, 1)]
+    run_nodes(runs[0], [[SCRIPT, *node_options("slurm")]] * 2, [environment(**job, **task) for task in tasks])
+    assert_same_losses(runs[0], "slurm")
+
+
+class ShardedOnCPU(FSDPStrategy):
+    "Lightning's strategy asks for a graphics card, torch's FSDP does not."
+
+    def _setup_model(self, model):
+        options = self.kwargs | {"device_id": self.root_device, "sharding_strategy": self.sharding_strategy}
+        return FullyShardedDataParallel(model, **options)
+
+
+class Sizes(pl.Callback):
+    "Rank 0 writes how many parameters it holds, in all and by decay."
+
+    def on_train_start(self, trainer, module):
+        if trainer.is_global_zero:
+            groups = [(group["weight_decay"], len(group["params"])) for group in trainer.optimizers[0].param_groups]
+            held = sum(p.numel() for p in module.parameters())
+            Path("sizes.json").write_text(json.dumps({"held": held, "groups": groups}))
+
+
+SHARDED = """
+trainer:
+  devices: 2
+  strategy:
+    class_path: test_distributed.ShardedOnCPU
+    init_args:
+      auto_wrap_policy: [vit_course.encoder.EncoderBlock]
+"""
+
+
+@pytest.mark.skipif(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14), reason="tried with torch 2.14")
+def test_sharded_losses_are_equal(runs):
+    "Half the parameters in each process; decay on matrices only, clipping by the whole norm, whole checkpoints."
+    folder, _ = runs
+    (folder / "sharded.yaml").write_text(SHARDED)
+    try:
+        fit(folder, "--config", "sharded.yaml", "--run_dir", "sharded", "--data.batch_size", 20, "--report", "false",
+            "--trainer.callbacks+", "test_distributed.Sizes")
+    finally:
+        (folder / "sharded.yaml").unlink()
+    assert_same_losses(folder, "sharded")
+    one, two = (torch.load(next((folder / run / "checkpoints").glob("last*.ckpt"))) for run in ("one", "sharded"))
+    for name, value in one["state_dict"].items():
+        if not name.endswith("qkv.bias"):
+            torch.testing.assert_close(value, two["state_dict"][name], atol=1e-4, rtol=0)
+    sizes = json.loads((folder / "sizes.json").read_text())
+    parameters = sum(value.numel() for value in one["state_dict"].values())
+    assert sizes["held"] == pytest.approx(parameters / 2, rel=0.01)
+    assert [tuple(group) for group in sizes["groups"]] == [(0.05, 10), (0.0, 22)]
 
 
 class KeepWeights(pl.Callback):
