@@ -38,7 +38,7 @@ def environment(**more) -> dict[str, str]:
 def fit(folder: Path, *options) -> str:
     "The command as a user gives it; Lightning starts the second process itself."
     done = subprocess.run(
-        [SCRIPT, *SMALL, *map(str, options)], cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
+        [SCRIPT, *SMALL, *map(str, options)], cwd=folder, env=environment(), capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -119,7 +119,7 @@ def run_nodes(folder: Path, commands: list[list[str]], environments: list[dict])
         for command, env in zip(commands, environments)
     ]
     try:
-        outputs = [node.communicate(timeout=300)[0] for node in nodes]
+        outputs = [node.communicate(timeout=600)[0] for node in nodes]
     finally:
         for node in nodes:
             node.kill()
