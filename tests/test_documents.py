@@ -111,3 +111,13 @@ def test_the_first_code_cell_installs_on_colab_alone(path, monkeypatch):
     assert asked == [("pip", f"install --quiet git+{address}")]
     rest = [cell for cell in cells(path) if "colab" not in cell["source"]]
     assert not any(address in cell["source"] for cell in rest)
+
+
+def test_the_card_of_cifar10_says_what_was_measured():
+    found = json.loads((ROOT / "benchmarks" / "results" / "cifar10_model.json").read_text())
+    card = (ROOT / "vit_course" / "weights" / "cifar10.md").read_text()
+    assert f"**test accuracy {found['test_accuracy']:.3f}**" in card
+    assert f"calibration error {found['calibration_error']:.3f}" in card
+    assert "| " + " | ".join(f"{value:.3f}" for value in found["per_class_accuracy"].values()) + " |" in card
+    assert sum(map(sum, found["confusion"])) == found["test_images"] == 10_000
+    assert (ROOT / "vit_course" / "weights" / "cifar10.safetensors").stat().st_size < 8e6
