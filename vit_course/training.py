@@ -236,7 +236,7 @@ class LitViT(ScheduledAdamW):
         milestones: tuple[float, ...] = (100 / 160, 150 / 160),  # "step": shares of all steps
         gamma: float = 0.1,  # "step": factor at each milestone
         label_smoothing: float = 0.0,  # share of the target spread over all classes
-        optimizer: str = "adamw",  # or "muon" for the matrices in the blocks (torch 2.9 and later)
+        optimizer: str = "adamw",  # or "muon" for the matrices in the blocks
         compile: bool = False,  # translate the model by `torch.compile` before training; needs a C++ compiler
         mean: list[float] | None = None, std: list[float] | None = None,  # of each channel; None: 0, 1
         classes: list[str] | None = None,  # names of the classes

@@ -195,7 +195,7 @@ class ViTParts(nn.Module):
         rates = (mlp_ratio, dropout, attn_dropout, drop_path, layer_scale, eps, residual_in_fp32, grad_checkpointing)
         self.encoder = _bend(Encoder(depth, embed_dim, num_heads, *rates), activation)
         self.norm, self.head = _norm_and_head(embed_dim, num_classes, eps, norm_after_pool)
-        _init_weights(with_cheap_dropout(self))  # the same chance at a third of the time (toolbox: dropout)
+        _init_weights(with_cheap_dropout(self))  # the same chance in less time (toolbox: dropout)
 
 # %% ../nbs/05_vit.ipynb #285d7f2d
 class ViT(ViTParts):
