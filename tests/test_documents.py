@@ -30,7 +30,7 @@ def test_the_readme_names_only_commands_that_exist():
     for target in targets:
         result = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
-    assert set(re.findall(r"vit-course (\w+)", readme)) <= {"fit", "validate", "test", "predict", "rollout", "exercises", "grade", "explore"}
+    assert set(re.findall(r"vit-course (\w+)", readme)) <= {"fit", "validate", "test", "predict", "rollout", "exercises", "grade", "explore", "evaluate"}
 
 
 def test_the_readme_links_to_files_that_exist():
