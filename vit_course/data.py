@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['course_folder', 'free_name', 'FashionMini', 'load_fashion_mini', 'load_photo', 'channel_stats', 'cache_dir', 'cached',
            'ImageArrays', 'check_labels', 'ImageSets', 'ImageStats', 'ImageData', 'make_loader', 'EachOnce',
-           'to_floats', 'split_off', 'FashionMiniData', 'TorchvisionData', 'open_source', 'as_arrays',
-           'FashionMNISTData', 'CIFAR10Data', 'find_splits', 'FolderImages', 'split_folder', 'read_all', 'read_folder',
-           'check_same_classes', 'ImageFolderData', 'folder_stats', 'open_test_set']
+           'even_batch_size', 'to_floats', 'split_off', 'FashionMiniData', 'TorchvisionData', 'open_source',
+           'as_arrays', 'FashionMNISTData', 'CIFAR10Data', 'find_splits', 'FolderImages', 'split_folder', 'read_all',
+           'read_folder', 'check_same_classes', 'ImageFolderData', 'folder_stats', 'open_test_set']
 
 # %% ../nbs/toolbox/data.ipynb #2c785b97
 import copy
@@ -241,13 +241,14 @@ def make_loader(
     images, workers = data.sets[split], data.num_workers
     kind = DistributedSampler if shuffle else EachOnce  # in training, processes step together: equal shares
     sampler = kind(images, world, rank, shuffle=shuffle, seed=data.seed)
+    batch_size = data.batch_size if shuffle else even_batch_size(data.batch_size, len(images), world)
     collate = getattr(images, "collate", _as_is)
     options = {"num_workers": workers, "persistent_workers": workers > 0, "collate_fn": collate}
     # each pass draws a number for its workers: from a generator of its own, so that the global one is left alone
     options["generator"] = torch.Generator().manual_seed(data.seed)
-    return DataLoader(images, data.batch_size, sampler=sampler, **options)
+    return DataLoader(images, batch_size, sampler=sampler, **options)
 
-
+# %% ../nbs/toolbox/data.ipynb #5779c27a
 class EachOnce(DistributedSampler):
     "Every process's share of the images, none of them twice, also where they do not divide evenly."
 
@@ -258,6 +259,21 @@ class EachOnce(DistributedSampler):
         return len(range(self.rank, len(self.dataset), self.num_replicas))
 
 
+def even_batch_size(
+    wanted: int,  # images a batch
+    images: int,  # of the whole set
+    processes: int,  # that share it, as `EachOnce` does
+) -> int:  # wanted, or the next larger size with which all processes have as many batches
+    "A batch size with which no process has to wait for a batch that another one does not have."
+    smallest, more = divmod(images, processes)
+    if not smallest:
+        raise ValueError(f"{images} images can't be shared by {processes} processes: start {images} or fewer")
+    # shares are of two sizes, s and s + 1: the larger one needs a batch more if s is a multiple of the size
+    while more and smallest % wanted == 0:
+        wanted += 1
+    return wanted
+
+# %% ../nbs/toolbox/data.ipynb #16e59b6a
 def _as_is(batch):
     return batch
 
