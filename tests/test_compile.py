@@ -192,3 +192,15 @@ def test_gradient_checkpointing_draws_the_same_again():
     assert 2 <= whole.sum() <= 20
     plain = (x.grad == 1).all(dim=2).all(dim=1)
     assert torch.equal(plain, whole)
+
+
+def test_patch_dropout_can_end():
+    "Another rate is another number of tokens: the translation of the old one must not stay in use."
+    model, images = ViT(**SMALL, patch_dropout=0.5).train(), batch(4)[0]
+    seen = []
+    model.norm.register_forward_hook(lambda module, args, out: seen.append(out.shape[1]))
+    model.compile(backend="eager")
+    for rate in (0.5, 0.0, 0.5):
+        model.patch_dropout = rate
+        model(images)
+    assert seen == [4, 7, 4]  # the class token and 3 or 6 patches

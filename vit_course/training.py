@@ -173,15 +173,18 @@ class ScheduledAdamW(ShardedSteps):
             self.vit.compile()
 
     def configure_optimizers(self):
-        steps, options = self.trainer.estimated_stepping_batches, self.hparams
-        if math.isinf(steps) and time_share(self.trainer) is None and options.schedule != "constant":
+        self.steps, options = self.trainer.estimated_stepping_batches, self.hparams
+        if math.isinf(self.steps) and time_share(self.trainer) is None and options.schedule != "constant":
             wanted = "give the trainer max_epochs, max_steps or max_time, or use 'constant'"
             raise ValueError(f"schedule={options.schedule!r} needs a run with an end: {wanted}")
         kind = options.get("optimizer", "adamw")
         optimizer = make_optimizer(kind, self, self.groups(), options.lr, options.betas, options.weight_decay)
-        progress = lambda step: max(step / max(1, steps), time_share(self.trainer) or 0.0)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(progress(step)))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(self.progress(step)))
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    def progress(self, step: int) -> float:
+        "Share of the run that is done, of its steps or of its time."
+        return max(step / max(1, self.steps), time_share(self.trainer) or 0.0)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         if "state_dict" in checkpoint:  # a sharded model has read its weights already
@@ -237,12 +240,15 @@ class LitViT(ScheduledAdamW):
         gamma: float = 0.1,  # "step": factor at each milestone
         label_smoothing: float = 0.0,  # share of the target spread over all classes
         optimizer: str = "adamw",  # or "muon" for the matrices in the blocks
+        patch_dropout_until: float = 1.0,  # share of the run after which no patch is left out any more
         compile: bool = False,  # translate the model by `torch.compile` before training; needs a C++ compiler
         mean: list[float] | None = None, std: list[float] | None = None,  # of each channel; None: 0, 1
         classes: list[str] | None = None,  # names of the classes
         **vit,  # as `ViT`'s
     ):
         super().__init__()
+        if not 0 <= patch_dropout_until <= 1:
+            raise ValueError(f"patch_dropout_until={patch_dropout_until} must be a share of the run: 0 to 1")
         self.save_hyperparameters()
         self.factor = make_schedule(schedule, warmup, milestones, gamma)
         self.vit, self.normalize = ViT(**vit), ChannelNorm(mean, std)
@@ -250,6 +256,11 @@ class LitViT(ScheduledAdamW):
 
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W) in 0..1 -> (B, num_classes)
         return self.vit(self.normalize(images))
+
+    def on_train_batch_start(self, batch, batch_idx):
+        rate, until = self.hparams.get("patch_dropout", 0.0), self.hparams.patch_dropout_until
+        if rate and until < 1:
+            self.vit.patch_dropout = rate if self.progress(self.global_step) < until else 0.0
 
 # %% ../nbs/06_training.ipynb #6e1d5837
 class EpochSeed(pl.Callback):
