@@ -2,7 +2,7 @@
 """From the assignment's recipe to a good one, a step at a time, each run with the same budget on real CIFAR-10.
 
     python benchmarks/study.py --data FOLDER --costs                      # what one step of each recipe costs on this machine
-    python benchmarks/study.py --data FOLDER [--steps NAME ...] [--seeds 0 1 2] [--minutes 5] [--share 0/1] [--keep RUNS]
+    python benchmarks/study.py --data FOLDER [--steps NAME ...] [--seeds 0 1 2] [--minutes 5] [--share 0/1 | --processes 2] [--keep RUNS]
 
 FOLDER holds CIFAR-10: torchvision's, or images as train/<class>/* and test/<class>/*. Ten per cent of the training images are kept for
 validation; the test images are not read. A budget of M minutes on two cores is 120 * M seconds of one core's time. How many steps that buys
@@ -13,6 +13,7 @@ Writes to benchmarks/results: study_costs.csv; study.csv, a row an epoch; study_
 its last step. A run that stands there is not made again. `--share 0/2` and `--share 1/2` split the work between two commands.
 With `--bf16` everything is done in bfloat16, with costs and files of its own (study_bf16_*.csv): for processors that have instructions for it.
 With `--keep RUNS` each run leaves its model in that folder, and a checkpoint after each epoch: the same command goes on from there.
+With `--keep RUNS --test` nothing is trained: finished models are measured on the test images, once, and study_test.csv has the rows.
 """
 import argparse
 import csv
@@ -34,6 +35,7 @@ from vit_course.training import EpochSeed, LitViT, save_model
 RESULTS = Path(__file__).parent / "results"
 EPOCH_COLUMNS = ["step", "minutes", "seed", "epoch", "seconds", "train_loss", "val_loss", "val_acc"]
 RUN_COLUMNS = ["step", "minutes", "seed", "optimizer_steps", "epochs", "seconds", "parameters", "val_loss", "val_acc", "options"]
+TEST_COLUMNS = ["step", "minutes", "seed", "test_acc", "calibration_error"]
 COST_COLUMNS = ["step", "batch_size", "ms", "ms_median", "machine"]  # ms: the first quartile, a step that nothing disturbs
 
 ASSIGNMENT = {
@@ -52,7 +54,11 @@ LADDER = {
     "mean pooling": {"pool": "mean"},
     "early convolutions": {"stem": "early_conv"},
     "Muon": {"optimizer": "muon", "weight_decay": 0.1},
+    "higher rate": {"lr": 6e-3},
+    "half of the patches": {"patch_dropout": 0.5, "patch_dropout_until": 0.75},
 }
+# the rung "Muon" with another change: its rate is 0.003, that of "higher rate" 0.006
+FROM_MUON = {"rate 0.0015": {"lr": 1.5e-3}, "rate 0.012": {"lr": 1.2e-2}, "96x4 from Muon": {"embed_dim": 96, "depth": 4}}
 # each of these is the top of the ladder with one more change
 BRANCHES = {
     "EMA": {"ema": 0.998},
@@ -63,13 +69,14 @@ BRANCHES = {
     "RandAugment": {"augment": "rand_augment"},
     "mixup or cutmix": {"mixup": 0.8, "cutmix": 1.0},
     "class token": {"pool": "cls"},
-    "half the rate": {"lr": 1.5e-3},
-    "twice the rate": {"lr": 6e-3},
+    "half of the patches to the end": {"patch_dropout_until": 1.0},
+    "a quarter of the patches": {"patch_dropout": 0.75},
 }
 # the top of the ladder and as many steps as it gets, in the other format: for processors with instructions for it
 FORMATS = {"bfloat16": {"precision": "bf16-mixed"}, "bfloat16, residual in 32 bits": {"precision": "bf16-mixed", "residual_in_fp32": True}}
-# width x depth, at the top of the ladder
-SIZES = {f"{width}x{depth}": {"embed_dim": width, "depth": depth} for width in (64, 96, 128) for depth in (2, 4, 6)}
+# width x depth, at the top of the ladder; Muon's steps grow with the root of the width, which the rate undoes
+RATE = {width: round(6e-3 * (64 / width) ** 0.5, 4) for width in (64, 96, 128)}
+SIZES = {f"{width}x{depth}": {"embed_dim": width, "depth": depth, "lr": RATE[width]} for width in RATE for depth in (2, 4, 6)}
 
 
 def all_steps() -> dict[str, dict]:
@@ -77,6 +84,7 @@ def all_steps() -> dict[str, dict]:
     steps, options = {}, {}
     for name, change in LADDER.items():
         steps[name] = options = options | change
+    steps |= {name: steps["Muon"] | change for name, change in FROM_MUON.items()}
     return steps | {name: options | change for name, change in (BRANCHES | FORMATS | SIZES).items()}
 
 
@@ -123,14 +131,21 @@ def result(kind: str, bf16: bool = False) -> Path:
     return RESULTS / (f"{name}.csv" if kind == "epochs" else f"{name}_{kind}.csv")
 
 
-def train(options: dict, seed: int, steps: int, source, validate: bool = True, keep: Path | None = None) -> tuple[LitViT, Clock]:
-    "One run: the model, and the clock with a row an epoch and one for the end."
+def differences(old: dict, new: dict) -> str:
+    "Options of two recipes that differ."
+    names = [name for name in {**old, **new} if not name.startswith("_") and old.get(name) != new.get(name)]
+    return ", ".join(f"{name}: {old.get(name)}, now {new.get(name)}" for name in names)
+
+
+def train(options: dict, seed: int, steps: int, source, validate: bool = True, keep: Path | None = None, processes: int = 1):
+    "One run: the model, and the clock with a row an epoch and one for the end. Several processes share each batch."
     options = dict(options)
     precision, ema, of_data = options.pop("precision", "32-true"), options.pop("ema", None), {}
     for name in ("batch_size", "augment", "mixup", "cutmix"):
         of_data[name] = options.pop(name, 0.0)
     pl.seed_everything(seed, verbose=False)
-    data = type(source)(source.data_dir, **of_data, seed=0, num_workers=0)
+    whole = of_data["batch_size"]
+    data = type(source)(source.data_dir, **of_data | {"batch_size": whole // processes}, seed=0, num_workers=0)
     data._sets, data._classes, data._stats, data.img_size = source.sets, source.classes, source.stats(), 32
     linked = {name: getattr(data, name) for name in ("num_classes", "in_chans", "img_size", "mean", "std", "classes")}
     model, clock = LitViT(**options, **linked), Clock()
@@ -140,13 +155,15 @@ def train(options: dict, seed: int, steps: int, source, validate: bool = True, k
         callbacks.append(ModelCheckpoint(keep, filename="last", enable_version_counter=False))
     trainer = pl.Trainer(
         max_epochs=-1, max_steps=steps, callbacks=callbacks, num_sanity_val_steps=0, limit_val_batches=1.0 if validate else 0,
-        enable_checkpointing=bool(keep), **quiet,
+        enable_checkpointing=bool(keep), devices=processes, strategy="ddp" if processes > 1 else "auto", **quiet,
     )
-    last = keep / "last.ckpt" if keep else None
-    trainer.fit(model, data, ckpt_path=last if last and last.exists() else None)
-    if validate:
+    last = keep / "last.ckpt" if keep and (keep / "last.ckpt").exists() else None
+    if last and (other := differences(torch.load(last, map_location="cpu", weights_only=False)["hyper_parameters"], model.hparams)):
+        raise ValueError(f"{last} is of another recipe ({other}): name another folder with --keep, or move this one away")
+    trainer.fit(model, data, ckpt_path=last)
+    if validate and trainer.is_global_zero:
         found = pl.Trainer(**quiet).validate(model, data, verbose=False)[0]
-        last = {"epoch": round(steps * data.batch_size / len(data.sets["train"]), 2), "seconds": round(sum(clock.steps))}
+        last = {"epoch": round(steps * whole / len(data.sets["train"]), 2), "seconds": round(sum(clock.steps))}
         clock.rows.append(last | {name: round(found[name], 4) for name in ("val_loss", "val_acc")})
     return model, clock
 
@@ -159,21 +176,32 @@ def work_of(options: dict) -> str:
     return json.dumps({name: value for name, value in options.items() if name not in FREE}, sort_keys=True)
 
 
+def parts_of(options: dict) -> list[tuple[float, str]]:
+    "What a run consists of: shares of its steps, and what work they do."
+    rate, until = (options.get(name, usual) for name, usual in (("patch_dropout", 0.0), ("patch_dropout_until", 1.0)))
+    plain = {name: value for name, value in options.items() if not name.startswith("patch_dropout")}
+    parts = [(until, plain | {"patch_dropout": rate}), (1 - until, plain)] if rate else [(1.0, plain)]
+    return [(share, work_of(part)) for share, part in parts if share]
+
+
 def measure_costs(steps: dict[str, dict], names: list[str], path: Path, source, rounds: int = 5, each: int = 6):
-    "Train recipes a few steps, in turns, and write what one step takes; the ladder's top is the measure of those that stand already."
-    top = list(LADDER)[-1]
-    works = {work_of(steps[name]): name for name in [top, *names]}
-    times = {work: [] for work in works}
-    for i in range(rounds):
-        for work, name in list(works.items())[:: 1 if i % 2 else -1]:
-            times[work] += train(steps[name], 0, each, source, validate=False)[1].steps[2:]
-        print(f"round {i + 1} of {rounds}", flush=True)
+    "Train recipes a few steps, in turns, and write what one step takes; the rung Muon is the measure of those that stand already."
     known = read(path) if path.exists() else {}
-    scale = float(known[top]["ms"]) / (1e3 * quartiles(times[work_of(steps[top])])[0]) if known else 1.0
-    for name in steps:
-        if work_of(steps[name]) in times and (name in names or not known):
-            ms, median, _ = (round(1e3 * scale * t, 1) for t in quartiles(times[work_of(steps[name])]))
-            known[name] = {"step": name, "batch_size": steps[name]["batch_size"], "ms": ms, "ms_median": median, "machine": machine_name()}
+    wanted = [name for name in steps if name in names or name == "Muon"]
+    times = {work: [] for name in wanted for _, work in parts_of(steps[name])}
+    for i in range(rounds):
+        for work in list(times)[:: 1 if i % 2 else -1]:
+            times[work] += train(json.loads(work), 0, each, source, validate=False)[1].steps[2:]
+        print(f"round {i + 1} of {rounds}", flush=True)
+    found = {work: quartiles(of) for work, of in times.items()}
+    scale = float(known["Muon"]["ms"]) / (1e3 * found[parts_of(steps["Muon"])[0][1]][0]) if known else 1.0
+    for name in wanted if not known else names:
+        ms, median = (round(1e3 * scale * sum(share * found[work][n] for share, work in parts_of(steps[name])), 1) for n in (0, 1))
+        known[name] = {"step": name, "batch_size": steps[name]["batch_size"], "ms": ms, "ms_median": median, "machine": machine_name()}
+    for name in steps:  # recipes that do the same work, step for step, cost the same
+        same = [other for other in known if parts_of(steps[other]) == parts_of(steps[name])]
+        if same and name not in known and name not in FORMATS:
+            known[name] = known[same[0]] | {"step": name}
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, COST_COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -210,6 +238,28 @@ def append(path: Path, columns: list[str], rows: list[dict]):
         writer.writerows(rows)
 
 
+def folder_of(keep: Path, step: str, minutes: float, seed: int) -> Path:
+    "Where a run leaves its model and its checkpoints."
+    return keep / f"{step}-{minutes:g}-{seed}".replace(" ", "_")
+
+
+def measure_kept(runs: list[tuple[str, int]], args):
+    "The test images' word on models that are finished; a row for each that has none yet."
+    from vit_course.data import open_test_set
+    from vit_course.report import evaluate
+    from vit_course.training import load_model
+
+    for step, seed in runs:
+        file, path = folder_of(args.keep, step, args.minutes, seed) / "model.safetensors", result("test", args.bf16)
+        if not file.exists() or done(path, (step, args.minutes, seed)):
+            continue
+        lit = load_model(file)
+        found, _ = evaluate(lit, open_test_set(args.data, lit.hparams.classes, lit.vit.tokenizer.img_size, 3))
+        row = {"step": step, "minutes": f"{args.minutes:g}", "seed": seed, "test_acc": round(found["test_accuracy"], 4)}
+        append(path, TEST_COLUMNS, [row | {"calibration_error": round(found["calibration_error"], 4)}])
+        print(step, seed, row["test_acc"], flush=True)
+
+
 def done(path: Path, key: tuple) -> bool:
     "Whether the run stands in the file."
     if not path.exists():
@@ -221,30 +271,39 @@ def done(path: Path, key: tuple) -> bool:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True)
-    parser.add_argument("--steps", nargs="+", default=[*LADDER, *BRANCHES], choices=list(all_steps()), metavar="NAME")
+    parser.add_argument("--steps", nargs="+", default=[*LADDER, "rate 0.0015", "rate 0.012", *BRANCHES], choices=list(all_steps()), metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--costs", action="store_true", help="measure what a step of each recipe costs, and train nothing")
     parser.add_argument("--keep", type=Path, help="a folder for models and checkpoints")
+    parser.add_argument("--test", action="store_true", help="measure the models in --keep on the test images, and train nothing")
     parser.add_argument("--bf16", action="store_true", help="in bfloat16, with costs and results of its own")
     parser.add_argument("--share", default="0/1", help="i/n: every n-th run, beginning with number i")
+    parser.add_argument("--processes", type=int, default=1, help="that share each batch of a run: one a core, if it is the only run")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.test and not args.keep:
+        parser.error("--test needs --keep: the folder that holds the models")
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    source, (mine, shares) = open_data(args.data), map(int, args.share.split("/"))
+    mine, shares = map(int, args.share.split("/"))
+    runs = [(step, seed) for seed in args.seeds for step in args.steps][mine::shares]
+    if args.test:
+        return measure_kept(runs, args)
+    source = open_data(args.data)
     steps = {name: ({"precision": "bf16-mixed"} if args.bf16 else {}) | options for name, options in all_steps().items()}
     if args.costs:
         return measure_costs(steps, [name for name in args.steps if name not in FORMATS], result("costs", args.bf16), source)
     bought, files = steps_in(args.minutes, args.bf16), {kind: result(kind, args.bf16) for kind in ("epochs", "runs")}
-    runs = [(step, seed) for seed in args.seeds for step in args.steps][mine::shares]
     for step, seed in runs:
         key = (step, args.minutes, seed)
         if done(files["runs"], key):
             continue
         options = steps[step]
-        folder = args.keep and args.keep / f"{step}-{args.minutes:g}-{seed}".replace(" ", "_")
-        model, clock = train(options, seed, bought[step], source, keep=folder)
+        folder = args.keep and folder_of(args.keep, step, args.minutes, seed)
+        model, clock = train(options, seed, bought[step], source, keep=folder, processes=args.processes)
+        if not model.trainer.is_global_zero:
+            continue
         rows = clock.rows
         if folder:
             save_model(model, folder / "model.safetensors")

@@ -1,0 +1,50 @@
+"The study's recipes, costs and rows belong together."
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+import study  # noqa: E402
+
+
+def rows(kind: str) -> list[dict]:
+    with study.result(kind).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_run_is_of_a_recipe_that_stands_in_the_script():
+    recipes = study.all_steps()
+    for row in rows("runs"):
+        assert json.loads(row["options"]) == recipes[row["step"]], row["step"]
+        assert int(row["optimizer_steps"]) == study.steps_in(float(row["minutes"]), bf16=False)[row["step"]]
+    keys = [(row["step"], row["minutes"], row["seed"]) for row in rows("runs")]
+    assert len(set(keys)) == len(keys)
+
+
+def test_epochs_end_as_the_runs_say():
+    last = {(row["step"], row["minutes"], row["seed"]): row["val_acc"] for row in rows("epochs")}
+    assert last == {(row["step"], row["minutes"], row["seed"]): row["val_acc"] for row in rows("runs")}
+
+
+def test_models_of_the_test_are_models_of_runs():
+    runs = {(row["step"], row["minutes"], row["seed"]) for row in rows("runs")}
+    assert {(row["step"], row["minutes"], row["seed"]) for row in rows("test")} <= runs
+
+
+def test_a_run_with_patch_dropout_has_two_parts():
+    recipes = study.all_steps()
+    (early, half), (late, whole) = study.parts_of(recipes["half of the patches"])
+    assert (early, late) == (0.75, 0.25)
+    assert json.loads(half)["patch_dropout"] == 0.5 and "patch_dropout" not in json.loads(whole)
+    assert study.parts_of(recipes["Muon"]) == study.parts_of(recipes["higher rate"]) == [(1.0, whole)]
+    for options in recipes.values():
+        assert sum(share for share, _ in study.parts_of(options)) == pytest.approx(1)
+
+
+def test_another_recipe_is_told_apart():
+    assert study.differences({"lr": 1, "_private": 1}, {"lr": 1, "_private": 2}) == ""
+    assert study.differences({"lr": 1}, {"lr": 2, "depth": 3}) == "lr: 1, now 2, depth: None, now 3"
