@@ -43,7 +43,7 @@ test: notebooks clean-check pytest  ## run every notebook and every test
 	@echo "All tests passed."
 
 notebooks: $(VENV)/installed  ## run the notebooks as tests
-	@$(BIN)/nbdev_test --n_workers 1 --timing --flags slow
+	@OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing --flags slow
 
 clean-check: $(VENV)/installed  ## check that modules, README, notebooks and exercises agree
 	@$(BIN)/python scripts/check_clean.py

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['decay_groups', 'cosine_schedule', 'step_schedule', 'make_schedule', 'ClassifierSteps', 'process_count',
-           'check_targets', 'ShardedSteps', 'ScheduledAdamW', 'check_shapes', 'ChannelNorm', 'LitViT', 'EpochSeed',
-           'training_state', 'resume', 'save_model', 'load_model']
+           'check_targets', 'ShardedSteps', 'ScheduledAdamW', 'check_shapes', 'ChannelNorm', 'FewerPatches', 'LitViT',
+           'EpochSeed', 'training_state', 'resume', 'save_model', 'load_model']
 
 # %% ../nbs/06_training.ipynb #82c53cb0
 import copy
@@ -225,42 +225,47 @@ class ChannelNorm(nn.Module):
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W)
         return (images - self.mean) / self.std
 
+# %% ../nbs/06_training.ipynb #a4b77ad2
+class FewerPatches(ScheduledAdamW):
+    "Patch dropout (Liu et al. 2023) that ends when a share of the run is over."
+
+    def end_within_run(self, until: float):
+        if not 0 <= until <= 1:
+            raise ValueError(f"patch_dropout_until={until} must be a share of the run: 0 to 1")
+
+    def on_train_batch_start(self, batch, batch_idx):
+        rate, until = self.hparams.get("patch_dropout", 0.0), self.hparams.patch_dropout_until
+        if rate and until < 1:
+            self.vit.patch_dropout = rate if self.progress(self.global_step) < until else 0.0
+
 # %% ../nbs/06_training.ipynb #c6d04109
-class LitViT(ScheduledAdamW):
+class LitViT(FewerPatches):
     "A `ViT` with its normalisation, loss, metrics, optimizer and schedule; takes images in 0..1."
 
     def __init__(
         self,
-        lr: float = 1e-3,  # peak learning rate
-        weight_decay: float = 0.05,  # on matrices only
+        lr: float = 1e-3, weight_decay: float = 0.05,  # peak learning rate; decay on matrices only
         betas: tuple[float, float] = (0.9, 0.999),  # AdamW's two memories
-        schedule: str = "cosine",  # "cosine", "step" or "constant"
-        warmup: float = 0.05,  # "cosine": share of all steps over which the rate rises
+        schedule: str = "cosine", warmup: float = 0.05,  # or "step", "constant"; share of the steps on which the rate rises
         milestones: tuple[float, ...] = (100 / 160, 150 / 160),  # "step": shares of all steps
         gamma: float = 0.1,  # "step": factor at each milestone
         label_smoothing: float = 0.0,  # share of the target spread over all classes
-        optimizer: str = "adamw",  # or "muon" for the matrices in the blocks
         patch_dropout_until: float = 1.0,  # share of the run after which no patch is left out any more
+        optimizer: str = "adamw",  # or "muon" for the matrices in the blocks
         compile: bool = False,  # translate the model by `torch.compile` before training; needs a C++ compiler
         mean: list[float] | None = None, std: list[float] | None = None,  # of each channel; None: 0, 1
         classes: list[str] | None = None,  # names of the classes
         **vit,  # as `ViT`'s
     ):
         super().__init__()
-        if not 0 <= patch_dropout_until <= 1:
-            raise ValueError(f"patch_dropout_until={patch_dropout_until} must be a share of the run: 0 to 1")
         self.save_hyperparameters()
+        self.end_within_run(patch_dropout_until)
         self.factor = make_schedule(schedule, warmup, milestones, gamma)
         self.vit, self.normalize = ViT(**vit), ChannelNorm(mean, std)
         self.add_metrics(self.vit.num_classes)
 
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W) in 0..1 -> (B, num_classes)
         return self.vit(self.normalize(images))
-
-    def on_train_batch_start(self, batch, batch_idx):
-        rate, until = self.hparams.get("patch_dropout", 0.0), self.hparams.patch_dropout_until
-        if rate and until < 1:
-            self.vit.patch_dropout = rate if self.progress(self.global_step) < until else 0.0
 
 # %% ../nbs/06_training.ipynb #6e1d5837
 class EpochSeed(pl.Callback):

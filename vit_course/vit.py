@@ -201,8 +201,7 @@ class ViTParts(nn.Module):
         dropout: float = 0.0, attn_dropout: float = 0.0, drop_path: float = 0.0,  # as `Encoder`'s
         pool: str = "cls", class_token: bool | None = None,  # or "mean"; None: with pool="cls"
         positions: str = "learned",  # or "sinusoidal_1d", "sinusoidal_2d", "none"
-        num_registers: int = 0,  # extra tokens without position (Darcet et al. 2024)
-        patch_dropout: float = 0.0,  # share of the patches left out in training (Liu et al. 2023)
+        num_registers: int = 0, patch_dropout: float = 0.0,  # extra tokens; share of patches left out in training
         layer_scale: float | None = None, stem: str = "conv", eps: float = 1e-6,  # as the parts'
         norm_after_pool: bool = False, activation: str = "gelu",  # for weights from elsewhere
         residual_in_fp32: bool = False, grad_checkpointing: bool = False,  # as `Encoder`'s
