@@ -5,7 +5,7 @@
     python benchmarks/study.py --data FOLDER [--steps NAME ...] [--seeds 0 1 2] [--minutes 5] [--share 0/1 | --processes 2] [--keep RUNS]
 
 FOLDER holds CIFAR-10: torchvision's, or images as train/<class>/* and test/<class>/*. Ten per cent of the training images are kept for
-validation; the test images are not read. A budget of M minutes on two cores is 120 * M seconds of one core's time. How many steps that buys
+validation; the test images are read by `--test` alone. A budget of M minutes on two cores is 120 * M seconds of one core's time. How many steps that buys
 is worked out once, from study_costs.csv: `--costs` trains recipes in turns, a few steps each, on one thread. The runs then have that
 many steps, so that they give the same numbers again on any machine, whatever else it is doing.
 
