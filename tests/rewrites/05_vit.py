@@ -73,6 +73,38 @@ def pool_tokens(features, pool="cls", num_prefix_tokens=1):
     except KeyError:
         raise ValueError(f"{pool} unknown") from None
 
+# === drop_patches: a permutation an image, in the old order
+def drop_patches(x, rate, num_prefix_tokens=1):
+    if rate == 0:
+        return x
+    count = x.shape[1] - num_prefix_tokens
+    kept = max(1, int(count * (1 - rate)))
+    rows = []
+    for image in x:
+        stay = torch.randperm(count)[:kept].sort().values + num_prefix_tokens
+        rows.append(torch.cat([image[:num_prefix_tokens], image[stay]]))
+    return torch.stack(rows)
+
+# === drop_patches: a mask from ranks
+def drop_patches(x, rate, num_prefix_tokens=1):
+    if rate > 0:
+        b, n, d = x.shape
+        kept = max(int((n - num_prefix_tokens) * (1 - rate)), 1)
+        noise = torch.rand(b, n)
+        noise[:, :num_prefix_tokens] = -1  # the smallest stay
+        stays = noise.argsort(dim=1).argsort(dim=1) < num_prefix_tokens + kept
+        x = x[stays].view(b, num_prefix_tokens + kept, d)
+    return x
+
+# === drop_patches: smallest numbers, index pairs
+def drop_patches(x, rate, num_prefix_tokens=1):
+    if not rate:
+        return x.clone()
+    front, patches = x.tensor_split([num_prefix_tokens], dim=1)
+    kept = max(1, math.floor(patches.size(1) * (1 - rate)))
+    order = torch.empty(patches.shape[:2]).uniform_().argsort(-1)[:, :kept]
+    return torch.hstack((front, patches[torch.arange(len(x)).unsqueeze(1), order]))
+
 # === PlainViT: one linear layer over patches, (N, D) positions, a 1-D class token, own functional dropout
 class PlainViT(nn.Module):
     def __init__(self, img_size=224, patch_size=16, in_chans=3, num_classes=1000, embed_dim=768, depth=12, num_heads=12,
