@@ -107,13 +107,16 @@ def discard_smallest(
     fused: Tensor,  # (B, N, N)
     discard_ratio: float = 0.0,  # share of the candidates that is set to 0
     num_prefix_tokens: int = 1,  # class token and registers: their rows are kept whole
-) -> Tensor:  # (B, N, N), a new tensor; rows no longer sum to 1
+) -> Tensor:  # (B, N, N), `fused` as it was passed, or a new tensor whose rows no longer sum to 1
     "Set the smallest entries of the patches' rows to 0, a map at a time."
     # 1. the candidates of each map, in one row
     prefix, rows = fused[:, :num_prefix_tokens], fused[:, num_prefix_tokens:]
     candidates = rows.flatten(1)
     count = int(discard_ratio * candidates.shape[1])
-    # 2. where the smallest are, and a copy with 0 in their place
+    # 2. nothing to discard costs nothing
+    if not count:
+        return fused
+    # 3. where the smallest are, and a copy with 0 in their place
     smallest = candidates.topk(count, dim=1, largest=False).indices
     kept = candidates.scatter(1, smallest, 0.0).view_as(rows)
     return torch.cat([prefix, kept], dim=1)
