@@ -33,7 +33,7 @@ docs: $(VENV)/installed  ## build the site in _docs/ (by Quarto where it is inst
 preview: $(VENV)/installed  ## build the site and serve it on this machine
 	@$(BIN)/python scripts/make_docs.py --serve
 
-bench: $(VENV)/installed  ## measure the speed against six libraries, and make again what the lessons quote (CIFAR10=folder for real images)
+bench: $(VENV)/installed  ## measure the speed beside other libraries, and make again what the lessons quote (CIFAR10=folder for real images)
 	@$(BIN)/python benchmarks/speed.py $(if $(CIFAR10),--data $(CIFAR10))
 	@$(BIN)/python benchmarks/attention.py
 	@$(BIN)/python benchmarks/faithfulness.py

@@ -3,13 +3,14 @@
 
     python benchmarks/study.py --data FOLDER --costs                      # what one step of each recipe costs on this machine
     python benchmarks/study.py --data FOLDER [--steps NAME ...] [--seeds 0 1 2] [--minutes 5] [--share 0/1 | --processes 2] [--keep RUNS]
+    python benchmarks/study.py --data FOLDER --results OURS ...           # a study of your own, beginning with --costs
 
 FOLDER holds CIFAR-10: torchvision's, or images as train/<class>/* and test/<class>/*. Ten per cent of the training images are kept for
 validation; the test images are read by `--test` alone. A budget of M minutes on two cores is 120 * M seconds of one core's time. How many steps that buys
 is worked out once, from study_costs.csv: `--costs` trains recipes in turns, a few steps each, on one thread. The runs then have that
 many steps, so that they give the same numbers again on any machine, whatever else it is doing.
 
-Writes to benchmarks/results: study_costs.csv; study.csv, a row an epoch; study_runs.csv, a row a run, `val_acc` being the result after
+Writes to benchmarks/results, or the folder of `--results`: study_costs.csv; study.csv, a row an epoch; study_runs.csv, a row a run, `val_acc` being the result after
 its last step. A run that stands there is not made again. `--share 0/2` and `--share 1/2` split the work between two commands.
 With `--bf16` everything is done in bfloat16, with costs and files of its own (study_bf16_*.csv): for processors that have instructions for it.
 With `--keep RUNS` each run leaves its model in that folder, and a checkpoint after each epoch: the same command goes on from there.
@@ -89,7 +90,7 @@ def all_steps() -> dict[str, dict]:
 
 
 class Clock(pl.Callback):
-    "A row for each validation, and this process's time on a processor in each training step."
+    "A row for each validation, and this process's time on a processor in each training step; several processes count alike."
 
     def __init__(self):
         self.steps, self.rows = [], []
@@ -110,7 +111,7 @@ class Clock(pl.Callback):
 
     def on_validation_end(self, trainer, module):
         values = trainer.callback_metrics
-        row = {"epoch": trainer.current_epoch + 1, "seconds": round(sum(self.steps))}
+        row = {"epoch": trainer.current_epoch + 1, "seconds": round(sum(self.steps) * trainer.world_size)}
         self.rows.append(row | {name: round(values[name].item(), 4) for name in ("val_loss", "val_acc")})
 
     def on_train_epoch_end(self, trainer, module):
@@ -125,10 +126,10 @@ def open_data(folder: str) -> CIFAR10Data | ImageFolderData:
     return CIFAR10Data(folder)
 
 
-def result(kind: str, bf16: bool = False) -> Path:
+def result(kind: str, bf16: bool = False, folder: Path = RESULTS) -> Path:
     "Where the costs, the epochs or the runs of a format stand."
     name = "study_bf16" if bf16 else "study"
-    return RESULTS / (f"{name}.csv" if kind == "epochs" else f"{name}_{kind}.csv")
+    return folder / (f"{name}.csv" if kind == "epochs" else f"{name}_{kind}.csv")
 
 
 def differences(old: dict, new: dict) -> str:
@@ -161,9 +162,12 @@ def train(options: dict, seed: int, steps: int, source, validate: bool = True, k
     if last and (other := differences(torch.load(last, map_location="cpu", weights_only=False)["hyper_parameters"], model.hparams)):
         raise ValueError(f"{last} is of another recipe ({other}): name another folder with --keep, or move this one away")
     trainer.fit(model, data, ckpt_path=last)
+    if processes > 1:  # one process goes on alone: what it measures must not wait for the others
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
     if validate and trainer.is_global_zero:
         found = pl.Trainer(**quiet).validate(model, data, verbose=False)[0]
-        last = {"epoch": round(steps * whole / len(data.sets["train"]), 2), "seconds": round(sum(clock.steps))}
+        last = {"epoch": round(steps * whole / len(data.sets["train"]), 2), "seconds": round(sum(clock.steps) * processes)}
         clock.rows.append(last | {name: round(found[name], 4) for name in ("val_loss", "val_acc")})
     return model, clock
 
@@ -202,6 +206,7 @@ def measure_costs(steps: dict[str, dict], names: list[str], path: Path, source, 
         same = [other for other in known if parts_of(steps[other]) == parts_of(steps[name])]
         if same and name not in known and name not in FORMATS:
             known[name] = known[same[0]] | {"step": name}
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, COST_COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -221,15 +226,17 @@ def machine_name() -> str:
     return f"{about['processor']}, {about['cpu_capability']}, {bf16} bfloat16, torch {about['versions']['torch']}"
 
 
-def steps_in(minutes: float, bf16: bool) -> dict[str, int]:
+def steps_in(minutes: float, costs: Path) -> dict[str, int]:
     "How many steps of each recipe fit into so many minutes on two cores."
-    bought = {name: int(120 * minutes / (1e-3 * float(row["ms"]))) for name, row in read(result("costs", bf16)).items()}
+    if not costs.exists():
+        raise FileNotFoundError(f"{costs} is not there: measure first what a step costs, by the same command with --costs")
+    bought = {name: int(120 * minutes / (1e-3 * float(row["ms"]))) for name, row in read(costs).items()}
     return bought | {name: bought[list(LADDER)[-1]] for name in FORMATS}
 
 
 def append(path: Path, columns: list[str], rows: list[dict]):
     "Add rows to a file that another command may be writing to."
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", newline="") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         writer = csv.DictWriter(file, columns, lineterminator="\n")
@@ -250,7 +257,7 @@ def measure_kept(runs: list[tuple[str, int]], args):
     from vit_course.training import load_model
 
     for step, seed in runs:
-        file, path = folder_of(args.keep, step, args.minutes, seed) / "model.safetensors", result("test", args.bf16)
+        file, path = folder_of(args.keep, step, args.minutes, seed) / "model.safetensors", result("test", args.bf16, args.results)
         if not file.exists() or done(path, (step, args.minutes, seed)):
             continue
         lit = load_model(file)
@@ -271,7 +278,9 @@ def done(path: Path, key: tuple) -> bool:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True)
-    parser.add_argument("--steps", nargs="+", default=[*LADDER, "rate 0.0015", "rate 0.012", *BRANCHES], choices=list(all_steps()), metavar="NAME")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the tables; another one is another study")
+    usual = [*LADDER, "rate 0.0015", "rate 0.012", *BRANCHES]
+    parser.add_argument("--steps", nargs="+", choices=list(all_steps()), metavar="NAME", help="the ladder, rates and branches; with --costs: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--costs", action="store_true", help="measure what a step of each recipe costs, and train nothing")
@@ -286,6 +295,7 @@ def main():
         parser.error("--test needs --keep: the folder that holds the models")
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    args.steps = args.steps or (list(all_steps()) if args.costs else usual)
     mine, shares = map(int, args.share.split("/"))
     runs = [(step, seed) for seed in args.seeds for step in args.steps][mine::shares]
     if args.test:
@@ -293,8 +303,9 @@ def main():
     source = open_data(args.data)
     steps = {name: ({"precision": "bf16-mixed"} if args.bf16 else {}) | options for name, options in all_steps().items()}
     if args.costs:
-        return measure_costs(steps, [name for name in args.steps if name not in FORMATS], result("costs", args.bf16), source)
-    bought, files = steps_in(args.minutes, args.bf16), {kind: result(kind, args.bf16) for kind in ("epochs", "runs")}
+        return measure_costs(steps, [name for name in args.steps if name not in FORMATS], result("costs", args.bf16, args.results), source)
+    files = {kind: result(kind, args.bf16, args.results) for kind in ("costs", "epochs", "runs")}
+    bought = steps_in(args.minutes, files["costs"])
     for step, seed in runs:
         key = (step, args.minutes, seed)
         if done(files["runs"], key):

@@ -20,7 +20,7 @@ def test_every_run_is_of_a_recipe_that_stands_in_the_script():
     recipes = study.all_steps()
     for row in rows("runs"):
         assert json.loads(row["options"]) == recipes[row["step"]], row["step"]
-        assert int(row["optimizer_steps"]) == study.steps_in(float(row["minutes"]), bf16=False)[row["step"]]
+        assert int(row["optimizer_steps"]) == study.steps_in(float(row["minutes"]), study.result("costs"))[row["step"]]
     keys = [(row["step"], row["minutes"], row["seed"]) for row in rows("runs")]
     assert len(set(keys)) == len(keys)
 
@@ -48,3 +48,9 @@ def test_a_run_with_patch_dropout_has_two_parts():
 def test_another_recipe_is_told_apart():
     assert study.differences({"lr": 1, "_private": 1}, {"lr": 1, "_private": 2}) == ""
     assert study.differences({"lr": 1}, {"lr": 2, "depth": 3}) == "lr: 1, now 2, depth: None, now 3"
+
+
+def test_a_study_of_ones_own_begins_with_costs(tmp_path):
+    with pytest.raises(FileNotFoundError, match="--costs"):
+        study.steps_in(5, study.result("costs", folder=tmp_path))
+    assert study.result("runs", bf16=True, folder=tmp_path) == tmp_path / "study_bf16_runs.csv"

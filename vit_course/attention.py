@@ -230,13 +230,13 @@ def fuse_qkv(
     fused.bias.copy_(torch.cat([_bias_of(q), _bias_of(k), _bias_of(v)]))
     return fused
 
-# %% ../nbs/03_attention.ipynb #8d66ed15
+# %% ../nbs/03_attention.ipynb #c2e86a10
 def cpu_has_bf16() -> bool:
     "Whether this processor multiplies matrices of bfloat16 natively, as far as PyTorch says."
     features = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch 2.6 and later have them
     return any(getattr(torch.cpu, name, bool)() for name in features)
 
-
+# %% ../nbs/03_attention.ipynb #8d66ed15
 _CPU_BF16 = cpu_has_bf16()
 _LONGEST_TABLE = 1024  # tokens; beyond, the N x N table costs more memory than it saves time
 

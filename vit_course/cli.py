@@ -24,7 +24,8 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint, Timer
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.plugins import TorchCheckpointIO
 
-from .data import ImageData, free_name
+from .data import ImageData, ResizeAndCut, free_name
+from .files import written_whole
 from .training import EpochSeed, LitViT, load_model
 
 # %% ../nbs/toolbox/cli.ipynb #9e6533dd
@@ -161,18 +162,13 @@ class SafeCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint, path, storage_options=None):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
         try:
-            with part.open("wb") as file:
+            with written_whole(path) as part, part.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            part.replace(path)
-        except BaseException as error:
-            part.unlink(missing_ok=True)
-            if isinstance(error, (OSError, RuntimeError)):
-                raise OSError(f"could not save the checkpoint {path} (is the disk full?): {error}") from error
-            raise
+        except (OSError, RuntimeError) as error:
+            raise OSError(f"could not save the checkpoint {path} (is the disk full?): {error}") from error
 
 # %% ../nbs/toolbox/cli.ipynb #dd9f3b68
 def standing_callbacks() -> list[Callback]:
@@ -241,13 +237,10 @@ def read_images(
     img_size: int | tuple[int, int],  # the model's
     in_chans: int,  # 1: grey, 3: colour
 ) -> torch.Tensor:  # (B, in_chans, H, W) in 0..1
-    "Pictures as a model wants them: the shorter side brought to its size, the middle cut out."
+    "Pictures as a model wants them: the least size that covers its own, the middle cut out."
     from PIL import Image
-    from torchvision.transforms import v2
 
-    size = [img_size, img_size] if isinstance(img_size, int) else list(img_size)
-    fit = v2.Compose([v2.Resize(min(size), antialias=True), v2.CenterCrop(size), v2.PILToTensor()])
-    pictures = []
+    fit, pictures = ResizeAndCut(img_size), []
     for path in paths:
         try:
             with Image.open(path) as file:

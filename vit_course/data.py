@@ -6,8 +6,9 @@
 __all__ = ['course_folder', 'free_name', 'FashionMini', 'load_fashion_mini', 'load_photo', 'channel_stats', 'cache_dir', 'cached',
            'ImageArrays', 'check_labels', 'ImageSets', 'ImageStats', 'ImageData', 'make_loader', 'EachOnce',
            'even_batch_size', 'to_floats', 'split_off', 'FashionMiniData', 'TorchvisionData', 'open_source',
-           'as_arrays', 'FashionMNISTData', 'CIFAR10Data', 'find_splits', 'FolderImages', 'split_folder', 'read_all',
-           'read_folder', 'check_same_classes', 'ImageFolderData', 'folder_stats', 'open_test_set']
+           'as_arrays', 'FashionMNISTData', 'CIFAR10Data', 'find_splits', 'ResizeAndCut', 'FolderImages',
+           'split_folder', 'read_all', 'read_folder', 'check_same_classes', 'ImageFolderData', 'folder_stats',
+           'open_test_set']
 
 # %% ../nbs/toolbox/data.ipynb #2c785b97
 import copy
@@ -29,7 +30,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision import datasets
 from torchvision.transforms import v2
+
 from .augment import as_floats, make_augmentation, make_mixing
+from .files import written_whole
 
 # %% ../nbs/toolbox/data.ipynb #d6d9ddfb
 def course_folder(
@@ -108,9 +111,8 @@ def cached(key: str, compute):
         result = compute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(result))
-        temporary.replace(path)
+        with written_whole(path) as part:
+            part.write_text(json.dumps(result))
     except OSError as error:
         warnings.warn(f"could not keep the statistics in {path}: {error}")
     return result
@@ -408,13 +410,33 @@ def find_splits(
         found[split] = there[0]
     return found
 
+# %% ../nbs/toolbox/data.ipynb #4d70a6b3
+class ResizeAndCut(nn.Module):
+    "A picture brought to the least size that covers the wanted one, its middle cut out."
+
+    def __init__(self, size: int | tuple[int, int]):  # H and W
+        super().__init__()
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
+
+    def forward(self, picture: Image.Image) -> Tensor:  # (C, H, W), bytes
+        height, width = v2.functional.get_size(picture)
+        high, wide = self.size
+        if high * width >= wide * height:  # the height decides
+            covering = [high, max(wide, int(high * width / height))]
+        else:
+            covering = [max(high, int(wide * height / width)), wide]
+        covered = v2.functional.resize(picture, covering, antialias=True)
+        return v2.functional.pil_to_tensor(v2.functional.center_crop(covered, list(self.size)))
+
+    def extra_repr(self) -> str:  # statistics are kept under this name
+        return f"size={self.size}"
+
 # %% ../nbs/toolbox/data.ipynb #ef23be0f
 class FolderImages(datasets.ImageFolder):
     "torchvision's folder of images as bytes; a file that can't be read is named."
 
-    def __init__(self, root, img_size: int, on_corrupt: str):
-        resize = [v2.Resize(img_size, antialias=True), v2.CenterCrop(img_size), v2.PILToTensor()]
-        super().__init__(root, transform=v2.Compose(resize))
+    def __init__(self, root, img_size: int | tuple[int, int], on_corrupt: str):
+        super().__init__(root, transform=ResizeAndCut(img_size))
         self.on_corrupt = on_corrupt
 
     def __getitem__(self, i: int):
@@ -471,7 +493,7 @@ def _readable(batch: list) -> tuple[Tensor, Tensor] | None:
     return FolderImages.collate(batch) if any(item is not None for item in batch) else None
 
 # %% ../nbs/toolbox/data.ipynb #97c68c72
-def read_folder(root: Path, img_size: int, on_corrupt: str) -> FolderImages:
+def read_folder(root: Path, img_size: int | tuple[int, int], on_corrupt: str) -> FolderImages:
     "One split; an error where there is no class or no image."
     try:
         return FolderImages(root, img_size, on_corrupt)
@@ -557,7 +579,7 @@ def open_test_set(
     "The test images of a folder, labelled in the model's order."
     folder = Path(data_dir).expanduser()
     if (folder / "test").is_dir():
-        found = read_folder(folder / "test", img_size[0], "raise")
+        found = read_folder(folder / "test", img_size, "raise")
         arrays = read_all(found)
         pixels, labels = arrays.images, arrays.labels
         pixels = v2.functional.rgb_to_grayscale(pixels) if in_chans == 1 else pixels

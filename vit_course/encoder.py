@@ -13,7 +13,7 @@ from einops import rearrange
 from functools import partial
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from .attention import MultiHeadAttention, scaled_dot_product_attention
+from .attention import MultiHeadAttention, _head_width, scaled_dot_product_attention
 
 # %% ../nbs/04_encoder.ipynb #8251cd1b
 def layer_norm(
@@ -89,7 +89,7 @@ class MLP(nn.Module):
         self.drop2 = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in_features) -> (..., out_features)
-        # 2. no activation after fc2: the output must be free to be negative
+        # 2. no activation after fc2; the box below says why
         return self.drop2(self.fc2(self.drop1(self.act(self.fc1(x)))))
 
 # %% ../nbs/04_encoder.ipynb #52906fab
@@ -214,7 +214,7 @@ def _recomputed(blocks) -> list:
 
 # %% ../nbs/04_encoder.ipynb #80d3fe8e
 class Encoder(nn.Module):
-    "A stack of blocks whose drop path rises linearly from 0 (Dosovitskiy et al. 2021, §3.1)."
+    "A stack of pre-norm blocks (Dosovitskiy et al. 2021, §3.1), drop path rising from 0 (Huang et al. 2016, §3)."
 
     def __init__(
         self,
@@ -241,13 +241,6 @@ class Encoder(nn.Module):
             x = block(x, mask)
         return x
 
-# %% ../nbs/04_encoder.ipynb #2b189daa
-def _checked_heads(dim: int, num_heads: int) -> int:
-    "num_heads, if it divides dim."
-    if num_heads < 1 or dim % num_heads:
-        raise ValueError(f"dim={dim} is not divisible by num_heads={num_heads}")
-    return num_heads
-
 # %% ../nbs/04_encoder.ipynb #c1dd921c
 class CrossAttention(nn.Module):
     "Queries from one sequence, keys and values from another (Vaswani et al. 2017, §3.2.3)."
@@ -258,7 +251,7 @@ class CrossAttention(nn.Module):
         num_heads: int = 8,  # h
     ):
         super().__init__()
-        self.num_heads = _checked_heads(dim, num_heads)
+        self.num_heads, self.head_dim = num_heads, _head_width(dim, num_heads)
         self.q, self.kv = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
 

@@ -43,6 +43,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from .files import written_whole
 from .matching import promising, readings
 from .probes import Seen, TookTooLong, _tensors, alike, alike_by_chance, by_chance, untouched_world, watch
 
@@ -1256,9 +1257,8 @@ class Marker:
         "Replace the results in one step."
         state = {"cell": self.cell, "errors": self.errors, "redefined": self.redefined,
                  "outcomes": [vars(o) for o in self.outcomes.values()]}
-        part = self.results.with_suffix(".part")
-        part.write_text(json.dumps(state), encoding="utf-8")
-        part.replace(self.results)
+        with written_whole(self.results) as part:
+            part.write_text(json.dumps(state), encoding="utf-8")
 
     def look(self, namespace: dict) -> None:
         "Take note of what the learner has defined."

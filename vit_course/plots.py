@@ -629,7 +629,7 @@ def _step_links(ax):
     right, blue = _COLUMN, sns.color_palette()[0]
     _arrow_along(ax, [(0, 6.23), (0, 7.0), (2.5, 7.0), (2.5, 4.7), (right - 1.2, 4.7)], blue)
     ax.text(1.2, 7.1, "memory: keys and values", ha="center", va="bottom", fontsize=8, color="black")
-    ax.text(0.08, 1.9, "3: Q, K, V", ha="left", va="center", fontsize=8, color="black")
+    ax.text(0.08, 1.9, "3: into the layer", ha="left", va="center", fontsize=8, color="black")
     for x, text in ((0, "the source, all at once"), (right, "the outputs so far")):
         _arrow_along(ax, [(x, -0.9), (x, -0.33)])
         ax.text(x, -1.0, text, ha="center", va="top", fontsize=8.5, style="italic", color="black")

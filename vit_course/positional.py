@@ -190,7 +190,7 @@ class T5Bias(nn.Module):
 def alibi_slopes(
     num_heads: int,  # h
 ) -> Tensor:  # (h,) positive slopes
-    "A penalty a step for each head, halving evenly from head to head (Press et al. 2022, §3)."
+    "A penalty a step for each head, falling by the same factor from head to head (Press et al. 2022, §3)."
     _at_least(1, num_heads=num_heads)
     # 1. the largest power of 2 up to num_heads: 2^(-8/power), 2^(-16/power), ..., 2^-8
     power = 2 ** (num_heads.bit_length() - 1)

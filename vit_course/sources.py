@@ -17,9 +17,9 @@ from typing import Callable
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .files import save_tensors
 from .positional import LearnedPositions
 from .tokenizer import kernel_from_linear
 from .vit import ACTIVATIONS, ViT, make_positions
@@ -323,18 +323,7 @@ def save_vit(
     path: str | Path,  # ends in .safetensors; must not exist
 ) -> None:
     "Weights and options in one file, written whole or not at all."
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"path={path} must end in .safetensors")
-    if path.exists():
-        raise FileExistsError(f"{path} exists already: choose another name, nothing is overwritten")
-    part = path.with_name(path.name + ".part")
-    weights = {name: value.contiguous() for name, value in vit.state_dict().items()}
-    try:
-        save_file(weights, part, metadata={"vit": json.dumps(options_of(vit))})
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    save_tensors(vit, path, {"vit": json.dumps(options_of(vit))})
 
 
 def load_vit(

@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.strategies import FSDPStrategy
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from .files import save_tensors
 from .optimizers import make_optimizer, time_share
 from .vit import ViT
 
@@ -316,19 +316,8 @@ def save_model(
     path: str | Path,  # ends in .safetensors; must not exist
 ) -> None:
     "Weights and options in one safetensors file, written whole or not at all."
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"path={path} must end in .safetensors")
-    if path.exists():
-        raise FileExistsError(f"{path} exists already: choose another name, nothing is overwritten")
     options = {k: v for k, v in model.hparams.items() if not k.startswith("_")}
-    weights = {name: value.contiguous() for name, value in model.vit.state_dict().items()}
-    temporary = path.with_name(path.name + ".part")
-    try:
-        save_file(weights, temporary, metadata={"options": json.dumps(options)})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    save_tensors(model.vit, path, {"options": json.dumps(options)})
 
 # %% ../nbs/06_training.ipynb #aa0cf0e3
 def load_model(
