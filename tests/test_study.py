@@ -1,10 +1,13 @@
 "The study's recipes, costs and rows belong together."
 import csv
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -54,3 +57,26 @@ def test_a_study_of_ones_own_begins_with_costs(tmp_path):
     with pytest.raises(FileNotFoundError, match="--costs"):
         study.steps_in(5, study.result("costs", folder=tmp_path))
     assert study.result("runs", bf16=True, folder=tmp_path) == tmp_path / "study_bf16_runs.csv"
+
+
+def test_two_processes_share_a_run(tmp_path):
+    "To its end: the last validation is one process's work, and must not wait for the other."
+    generator = torch.Generator().manual_seed(0)
+    for split, n in (("train", 40), ("test", 4)):
+        for name in ("cats", "dogs"):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for i in range(n):
+                pixels = torch.randint(256, (32, 32, 3), generator=generator, dtype=torch.uint8)
+                Image.fromarray(pixels.numpy()).save(tmp_path / "images" / split / name / f"{i}.png")
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    ms = 1000 * 120 * 0.1 / 3  # a tenth of a minute buys three steps
+    (ours / "study_costs.csv").write_text(f"step,batch_size,ms,ms_median,machine\nhalf of the patches,128,{ms},0,none\n")
+    command = [sys.executable, study.__file__, "--data", str(tmp_path / "images"), "--results", str(ours), "--minutes", "0.1", "--seeds", "0"]
+    command += ["--steps", "half of the patches", "--processes", "2", "--keep", str(tmp_path / "kept")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 0, ended.stderr
+    with (ours / "study_runs.csv").open(newline="") as file:
+        (run,) = csv.DictReader(file)
+    assert (run["step"], run["optimizer_steps"]) == ("half of the patches", "3")
+    assert list((tmp_path / "kept").glob("*/model.safetensors"))
