@@ -251,7 +251,7 @@ class CrossAttention(nn.Module):
         num_heads: int = 8,  # h
     ):
         super().__init__()
-        self.num_heads, self.head_dim = num_heads, _head_width(dim, num_heads)
+        self.num_heads = dim // _head_width(dim, num_heads)  # an error where they do not divide D
         self.q, self.kv = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
 

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['FAMILIES', 'ask_ours', 'ask_torch', 'ask_timm', 'ask_huggingface', 'ask_vit_pytorch', 'attention_layers',
            'looking_inside', 'capture_from', 'attention_distance', 'position_similarity', 'attention_and_gradients',
-           'gradient_rollout', 'attention_flow']
+           'gradient_rollout', 'attention_flow', 'kept_for_backward']
 
 # %% ../nbs/toolbox/inside.ipynb #e8cfca99
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -289,3 +290,22 @@ def attention_flow(
     pipes = coo_array((width, (((layer + 1) * n + above).numpy(), (layer * n + below).numpy())), shape=(nodes, nodes))
     flows = [maximum_flow(pipes.tocsr(), nodes - n + query, token).flow_value for token in range(n)]
     return torch.tensor(flows) / unit
+
+# %% ../nbs/toolbox/inside.ipynb #7d2faebc
+def kept_for_backward(
+    function: Callable,  # a module, or what else computes
+    *inputs: Tensor,
+) -> tuple[int, Any]:  # bytes, and the function's output
+    "What autograd keeps for the backward pass; a module's own weights are there anyway and not counted."
+    sizes = {}  # by address, since one piece of memory may be kept under several names
+
+    def keep(tensor):
+        memory = tensor.untyped_storage()
+        sizes[memory.data_ptr()] = memory.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = function(*inputs)
+    own = function.parameters() if isinstance(function, nn.Module) else ()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in own}
+    return sum(size for address, size in sizes.items() if address not in weights), out
