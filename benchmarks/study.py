@@ -78,6 +78,8 @@ FORMATS = {"bfloat16": {"precision": "bf16-mixed"}, "bfloat16, residual in 32 bi
 # width x depth, at the top of the ladder; Muon's steps grow with the root of the width, which the rate undoes
 RATE = {width: round(6e-3 * (64 / width) ** 0.5, 4) for width in (64, 96, 128)}
 SIZES = {f"{width}x{depth}": {"embed_dim": width, "depth": depth, "lr": RATE[width]} for width in RATE for depth in (2, 4, 6)}
+# for the hour, where the model begins to know its training images by heart
+SIZES |= {f"{size}, RandAugment": SIZES[size] | {"augment": "rand_augment"} for size in ("96x4", "128x4")}
 
 
 def all_steps() -> dict[str, dict]:
@@ -188,17 +190,18 @@ def parts_of(options: dict) -> list[tuple[float, str]]:
     return [(share, work_of(part)) for share, part in parts if share]
 
 
-def measure_costs(steps: dict[str, dict], names: list[str], path: Path, source, rounds: int = 5, each: int = 6):
-    "Train recipes a few steps, in turns, and write what one step takes; the rung Muon is the measure of those that stand already."
+def measure_costs(steps: dict[str, dict], names: list[str], path: Path, source, against: str = "Muon", rounds: int = 5, each: int = 6):
+    "Train recipes a few steps, in turns, and write what one step takes; where a table stands already, `against` is the measure."
     known = read(path) if path.exists() else {}
-    wanted = [name for name in steps if name in names or name == "Muon"]
+    wanted = [name for name in steps if name in names or name == against]
     times = {work: [] for name in wanted for _, work in parts_of(steps[name])}
     for i in range(rounds):
         for work in list(times)[:: 1 if i % 2 else -1]:
             times[work] += train(json.loads(work), 0, each, source, validate=False)[1].steps[2:]
         print(f"round {i + 1} of {rounds}", flush=True)
     found = {work: quartiles(of) for work, of in times.items()}
-    scale = float(known["Muon"]["ms"]) / (1e3 * found[parts_of(steps["Muon"])[0][1]][0]) if known else 1.0
+    measured = sum(share * found[work][0] for share, work in parts_of(steps[against]))
+    scale = float(known[against]["ms"]) / (1e3 * measured) if known else 1.0
     for name in wanted if not known else names:
         ms, median = (round(1e3 * scale * sum(share * found[work][n] for share, work in parts_of(steps[name])), 1) for n in (0, 1))
         known[name] = {"step": name, "batch_size": steps[name]["batch_size"], "ms": ms, "ms_median": median, "machine": machine_name()}
@@ -284,6 +287,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--costs", action="store_true", help="measure what a step of each recipe costs, and train nothing")
+    parser.add_argument("--against", default="Muon", choices=list(all_steps()), metavar="NAME", help="with --costs: the row that new ones are measured against")
     parser.add_argument("--keep", type=Path, help="a folder for models and checkpoints")
     parser.add_argument("--test", action="store_true", help="measure the models in --keep on the test images, and train nothing")
     parser.add_argument("--bf16", action="store_true", help="in bfloat16, with costs and results of its own")
@@ -303,7 +307,7 @@ def main():
     source = open_data(args.data)
     steps = {name: ({"precision": "bf16-mixed"} if args.bf16 else {}) | options for name, options in all_steps().items()}
     if args.costs:
-        return measure_costs(steps, [name for name in args.steps if name not in FORMATS], result("costs", args.bf16, args.results), source)
+        return measure_costs(steps, [name for name in args.steps if name not in FORMATS], result("costs", args.bf16, args.results), source, args.against)
     files = {kind: result(kind, args.bf16, args.results) for kind in ("costs", "epochs", "runs")}
     bought = steps_in(args.minutes, files["costs"])
     for step, seed in runs:
