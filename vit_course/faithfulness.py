@@ -10,7 +10,7 @@ __all__ = ['erase_patches', 'erase_step_by_step', 'area', 'faithfulness', 'gradi
 import torch
 from torch import Tensor, nn
 
-from .inside import gradient_rollout
+from .inside import gradient_rollout, looking_inside
 from .rollout import attention_rollout, capture_attention
 
 # %% ../nbs/toolbox/faithfulness.ipynb #cfbbeb5d
@@ -25,6 +25,10 @@ def erase_patches(
     rows, cols = grid
     if order.shape != (len(images), rows * cols):
         raise ValueError(f"order has shape {tuple(order.shape)}: use {(len(images), rows * cols)}, a row an image")
+    if not 0 <= count <= rows * cols:
+        raise ValueError(f"count={count} must be 0 to {rows * cols}")
+    if images.shape[2] % rows or images.shape[3] % cols:
+        raise ValueError(f"images of {tuple(images.shape[2:])} pixels do not divide into grid={tuple(grid)}")
     gone = torch.zeros(order.shape, dtype=torch.bool).scatter(1, order[:, :count], True)
     gone = gone.view(-1, 1, rows, cols)
     gone = gone.repeat_interleave(images.shape[2] // rows, 2).repeat_interleave(images.shape[3] // cols, 3)
@@ -41,12 +45,13 @@ def erase_step_by_step(
     fill: Tensor,
 ) -> tuple[Tensor, Tensor]:  # (B, N + 1) twice: right or not; probability of the first prediction
     "What the model says while patches disappear, from none to all."
-    first = model(images).argmax(dim=1)
     right, probability = [], []
-    for count in range(order.shape[1] + 1):
-        logits = model(erase_patches(images, order, count, grid, fill))
-        right.append((logits.argmax(dim=1) == labels).float())
-        probability.append(logits.softmax(dim=1).gather(1, first[:, None])[:, 0])
+    with looking_inside(model, [], None):  # in eval mode, put back afterwards
+        first = model(images).argmax(dim=1)
+        for count in range(order.shape[1] + 1):
+            logits = model(erase_patches(images, order, count, grid, fill))
+            right.append((logits.argmax(dim=1) == labels).float())
+            probability.append(logits.softmax(dim=1).gather(1, first[:, None])[:, 0])
     return torch.stack(right, 1), torch.stack(probability, 1)
 
 
@@ -90,7 +95,8 @@ def gradient_times_input(
 ) -> Tensor:  # (B, rows, cols)
     "Pixels times the gradient of the predicted class's score, summed over each patch."
     grid, pixels = getattr(model, "vit", model).grid, images.detach().clone().requires_grad_()
-    score = model(pixels).amax(dim=1).sum()
+    with torch.enable_grad(), looking_inside(model, [], None):
+        score = model(pixels).amax(dim=1).sum()
     product = (torch.autograd.grad(score, pixels)[0] * images).sum(dim=1)
     return product.unflatten(1, (grid[0], -1)).unflatten(3, (grid[1], -1)).sum(dim=(2, 4))
 
@@ -109,6 +115,8 @@ def scores_by_method(
     start_layer: int = 3,  # of the second rollout; the first begins at layer 0
 ) -> dict[str, Tensor]:  # name -> (B, rows, cols)
     "The maps that lesson 7 compares, and two baselines."
+    if (pool := getattr(model, "vit", model).pool) != "cls":
+        raise ValueError(f"model has pool={pool!r}: these maps are the class token's row, so use one with pool='cls'")
     attention = capture_attention(model, images)  # (L, B, h, N, N)
     fused = attention.mean(dim=2)
     rows = {
@@ -134,6 +142,8 @@ def bootstrap_interval(
     "The mean with its percentile interval (Efron & Tibshirani 1993)."
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"values has shape {tuple(values.shape)}: use one number for each of at least 2 images")
+    if not 0 < level < 1:
+        raise ValueError(f"level={level} must lie between 0 and 1, such as 0.95")
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(len(values), (draws, len(values)), generator=generator)
     means = values.double()[chosen].mean(dim=1)

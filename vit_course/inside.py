@@ -28,7 +28,7 @@ def ask_ours(
     asked = []
 
     def ask(module, args, kwargs):
-        asked.append(len(args) > 2 or kwargs.get("need_weights", False))
+        asked.append(args[2] if len(args) > 2 else kwargs.get("need_weights", False))
         return args[:2], kwargs | {"need_weights": True}
 
     def take(module, args, output):
@@ -230,7 +230,10 @@ def position_similarity(
 # %% ../nbs/toolbox/inside.ipynb #5775e76c
 def _score(logits: Tensor, target: int | Tensor | None) -> Tensor:
     "The logits of the classes that are asked about, summed over the batch: no image's score depends on another."
-    target = logits.argmax(dim=1) if target is None else torch.as_tensor(target).expand(len(logits))
+    target = logits.argmax(dim=1) if target is None else torch.as_tensor(target, device=logits.device)
+    if target.is_floating_point() or target.shape not in ((), (len(logits),)):
+        raise ValueError(f"target={target.tolist()} must be one class, or one for each of {len(logits)} images")
+    target = target.expand(len(logits))
     if not 0 <= target.min() <= target.max() < logits.shape[1]:
         raise ValueError(f"target={target.tolist()} must lie in 0..{logits.shape[1] - 1}")
     return logits.gather(1, target[:, None]).sum()
@@ -282,7 +285,10 @@ def attention_flow(
         raise ImportError("attention_flow needs scipy: pip install scipy") from error
     if attentions[0].ndim != 3:
         raise ValueError(f"attentions has maps of shape {tuple(attentions[0].shape)}: use one image's, (h, N, N)")
-    mixed = torch.stack([mix_residual(fuse_heads(a[None])[0], residual) for a in attentions]).cpu()
+    if not 0 <= query < attentions[0].shape[-1]:
+        raise ValueError(f"query={query} must be a token: 0 to {attentions[0].shape[-1] - 1}")
+    # in float32: half precision ends at 65,504, and widths are counted in millionths
+    mixed = torch.stack([mix_residual(fuse_heads(a[None].float())[0], residual) for a in attentions]).cpu()
     layer, above, below = mixed.nonzero().T
     n, unit = mixed.shape[-1], 1_000_000  # the algorithm counts in whole numbers
     width = (mixed[layer, above, below] * unit).round().int().numpy()

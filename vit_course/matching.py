@@ -391,7 +391,7 @@ def readings(
     learner: nn.Module,
     reference: nn.Module,
     call: Callable[[nn.Module], object],  # runs either model once
-    limit: int = 400,  # most readings that are tried
+    limit: int = 400,  # most readings for each of two orders, of use and of definition
     keep: Callable = lambda key, make: make(),  # may remember the learner's weights ("used") and the reference's "slots"
 ) -> Iterator[dict[str, Tensor]]:  # state of the reference, as the learner's weights may be meant
     "Readings of a learner's weights, from the most to the least likely."

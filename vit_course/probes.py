@@ -7,6 +7,7 @@ __all__ = ['TOLERANCE', 'TookTooLong', 'time_limit', 'random_states', 'untouched
            'alike_by_chance', 'size_of']
 
 # %% ../nbs/toolbox/probes.ipynb #d6e4b2b6
+import cmath
 import contextlib
 import copy
 import io
@@ -41,6 +42,8 @@ def time_limit(
     seconds: float,  # of the processor's time; four times as long on the clock
 ):
     "Raise `TookTooLong` when the time is over; without effect outside of the main thread, and on Windows."
+    if seconds <= 0:
+        raise ValueError(f"seconds={seconds:g} must be more than 0")
     usable = hasattr(signal, "SIGALRM") and threading.current_thread() is threading.main_thread()
     if not usable:
         yield
@@ -51,8 +54,8 @@ def time_limit(
 
     timers = {signal.ITIMER_PROF: (signal.SIGPROF, seconds), signal.ITIMER_REAL: (signal.SIGALRM, 4 * seconds)}
     before = {sign: signal.signal(sign, stop) for sign, _ in timers.values()}
-    for timer, (_, limit) in timers.items():
-        signal.setitimer(timer, limit, 0.5)  # again and again: a bare `except` may have caught the first
+    # again and again: a bare `except` may have caught the first
+    outer = {timer: signal.setitimer(timer, limit, 0.5) for timer, (_, limit) in timers.items()}
     try:
         yield
     finally:
@@ -60,6 +63,8 @@ def time_limit(
             signal.setitimer(timer, 0)
         for sign, handler in before.items():
             signal.signal(sign, handler)
+        for timer, left in outer.items():  # a limit around this one goes on with what it had left
+            signal.setitimer(timer, *left)
 
 # %% ../nbs/toolbox/probes.ipynb #9954b39c
 def random_states() -> tuple:  # comparable
@@ -136,7 +141,8 @@ def alike(
         return list(a) == list(b) and all(alike(a[k], b[k]) for k in a)
     numbers = [x.item() if isinstance(x, Tensor) and x.ndim == 0 else x for x in (a, b)]
     if all(isinstance(x, Number) and not isinstance(x, bool) for x in numbers):
-        return math.isclose(*numbers, rel_tol=1e-5, abs_tol=1e-6)
+        isclose = cmath.isclose if any(isinstance(x, complex) for x in numbers) else math.isclose
+        return isclose(*numbers, rel_tol=1e-5, abs_tol=1e-6)
     return type(a) is type(b) and bool(a == b)
 
 # %% ../nbs/toolbox/probes.ipynb #042548ab
@@ -190,12 +196,13 @@ def watch(
     function,  # what is called
     args: tuple = (),
     kwargs: dict | None = None,
-    grads: bool = True,  # also the gradients of the inputs
+    grads: bool = True,  # also the gradients of the inputs; to change a float input in place is then an error
 ) -> Seen:
     "Call with a copy of the arguments, and note all that happens."
     tree = _inputs((args, kwargs or {}), grads)
     kept, outline = [t.detach().clone() for t in _tensors(tree)], _outline(tree)
     states, seen = random_states(), Seen()
+    grad_mode = torch.is_grad_enabled()
     torch.set_grad_enabled(True)  # an earlier call may have switched it off
     try:
         seen.value = function(*tree[0], **tree[1])
@@ -208,6 +215,7 @@ def watch(
             seen.gradients = _gradients(seen.value, _tensors(tree))
         except Exception as error:
             seen.error = error
+    torch.set_grad_enabled(grad_mode)
     return seen
 
 # %% ../nbs/toolbox/probes.ipynb #bc5c7166

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .files import save_tensors
 from .positional import LearnedPositions
-from .tokenizer import kernel_from_linear
+from .tokenizer import EarlyConvStem, kernel_from_linear
 from .vit import ACTIVATIONS, ViT, make_positions
 
 # %% ../nbs/toolbox/sources.ipynb #d7c365c8
@@ -171,9 +171,9 @@ def norm_eps(model: nn.Module) -> float:
 
 def activation_name(module: nn.Module) -> str:
     "The name that `ViT` has for an activation."
-    x = torch.linspace(-4, 4, 101)
+    x = torch.linspace(-10, 10, 101)  # beyond 6, where ReLU6 bends
     for name, make in ACTIVATIONS.items():
-        if torch.allclose(make()(x), module(x), atol=1e-6):
+        if torch.allclose(make()(x), module(x.clone()), atol=1e-6):
             return name
     raise ValueError(f"our ViT does not have the activation {module}: it has {list(ACTIVATIONS)}")
 
@@ -280,8 +280,8 @@ def kind_of_positions(vit: ViT) -> str:
         return "learned"
     own, n_class = vit.positions.positions.detach().float().cpu(), int(vit.class_token is not None)
     for kind in ("none", "sinusoidal_1d") + ("sinusoidal_2d",) * (vit.embed_dim % 4 == 0):
-        made = make_positions(kind, vit.grid, vit.embed_dim, n_class)
-        if torch.allclose(made.positions, own, atol=1e-5):
+        made = make_positions(kind, vit.grid, vit.embed_dim, n_class).positions
+        if torch.allclose(made.to(vit.positions.positions.dtype).float(), own, atol=1e-5):  # rounded as the model's
             return kind
     raise ValueError("the positions are fixed, and none of the tables that ViT makes")
 
@@ -298,8 +298,12 @@ def options_of(
     block, late = vit.encoder.blocks[0], isinstance(vit.head, nn.Sequential)
     stems = {"LinearStem": "linear", "ConvStem": "conv", "EarlyConvStem": "early_conv"}
     tokenizer = {name: getattr(vit.tokenizer, name) for name in ("patch_size", "in_chans")}
-    sizes = {name: getattr(vit, name) for name in ("num_classes", "embed_dim", "pool")}
+    sizes = {name: getattr(vit, name) for name in ("embed_dim", "pool")}
+    last = vit.head[-1] if late else vit.head  # perhaps another one than it was built with
+    if not isinstance(last, (nn.Linear, nn.Identity)) or late and not isinstance(vit.head[0], nn.LayerNorm):
+        raise ValueError(f"our ViT does not have the head {vit.head}: it is one nn.Linear, or nn.Identity")
     return tokenizer | sizes | {
+        "num_classes": getattr(last, "out_features", 0),
         "img_size": list(vit.tokenizer.img_size),
         "stem": stems[type(vit.tokenizer.stem).__name__],
         "depth": len(vit.encoder.blocks),
@@ -315,6 +319,9 @@ def options_of(
         "eps": (vit.head[0] if late else vit.norm).eps,
         "norm_after_pool": late,
         "activation": activation_name(block.mlp.act),
+        "patch_dropout": vit.patch_dropout,
+        "residual_in_fp32": vit.encoder.residual_in_fp32,
+        "grad_checkpointing": vit.encoder.grad_checkpointing,
     }
 
 # %% ../nbs/toolbox/sources.ipynb #f9930ad1
@@ -328,7 +335,7 @@ def save_vit(
 
 def load_vit(
     path: str | Path,  # written by `save_vit`
-) -> ViT:  # in evaluation mode
+) -> ViT:  # in evaluation mode, in float32
     "A model with its options; nothing is unpickled."
     with safe_open(path, framework="pt") as file:
         options = (file.metadata() or {}).get("vit")
@@ -349,6 +356,8 @@ _BACK = [
 
 def timm_names(vit: ViT) -> dict[str, Tensor]:
     "The model's weights under timm's names."
+    if isinstance(vit.tokenizer.stem, EarlyConvStem):
+        raise ValueError("stem='early_conv' has no place in timm's VisionTransformer: use 'conv'")
     state = {name: value.detach() for name, value in vit.state_dict().items()}
     positions, n_class = vit.positions.positions.detach(), int(vit.class_token is not None)
     none = positions.new_zeros(1, vit.num_prefix_tokens - n_class, vit.embed_dim)
@@ -365,8 +374,6 @@ def timm_names(vit: ViT) -> dict[str, Tensor]:
 def _timm_options(vit: ViT) -> dict:
     "Our options in timm's words."
     own = options_of(vit)
-    if own["stem"] == "early_conv":
-        raise ValueError("stem='early_conv' has no place in timm's VisionTransformer: use 'conv'")
     names = ("patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "mlp_ratio")
     return {name: own[name] for name in (*names, "class_token")} | {
         "img_size": tuple(own["img_size"]),
@@ -378,6 +385,7 @@ def _timm_options(vit: ViT) -> dict:
         "proj_drop_rate": own["dropout"],
         "attn_drop_rate": own["attn_dropout"],
         "drop_path_rate": own["drop_path"],
+        "patch_drop_rate": own["patch_dropout"],
         "act_layer": own["activation"],
         "norm_layer": lambda dim, **kwargs: nn.LayerNorm(dim, eps=own["eps"]),
     }
@@ -389,6 +397,7 @@ def to_timm(
     "The way back: a learner's model, for timm's tools."
     from timm.models.vision_transformer import VisionTransformer
 
+    weights = timm_names(vit)  # refuses a model that has no place there
     theirs = VisionTransformer(**_timm_options(vit))
-    theirs.load_state_dict(timm_names(vit))
+    theirs.load_state_dict(weights)
     return theirs.eval()
