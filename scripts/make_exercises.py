@@ -22,7 +22,7 @@ DIRECTIVE = re.compile(r"^#\|.*\n?", re.M)
 
 INTRO = """---
 
-**This is the exercise notebook of this lesson.** {count} bodies are missing; {points} points are waiting. Text and figures are those of
+**This is the exercise notebook of this lesson.** {count} exercises and {points} points are waiting. Text and figures are those of
 the lesson `nbs/{name}.ipynb`, where you find all answers. Under each exercise:
 
 - `check(...)` tells you at once: right, or which mistake it is and where to look. It runs your code and changes nothing.
@@ -30,8 +30,12 @@ the lesson `nbs/{name}.ipynb`, where you find all answers. Under each exercise:
   Remove the `#` in front to use them.
 - An exercise that you leave alone does not stop the notebook: ours stands in for it.
 
-Your points are kept in a file beside this notebook (`vit_course_progress.jsonl`)."""
+Your points are kept in the folder in which the notebook runs (`vit_course_progress.jsonl`). On Colab nothing is kept by itself: choose
+*File → Save a copy in Drive* before you begin; the file with the points goes when its machine does."""
 
+# pages that have no learners' notebook are read in the repository, wherever this one lies
+SOURCES = "https://github.com/vit-course/vit-course/blob/main/nbs/"
+ELSEWHERE = re.compile(r"\]\((?=toolbox/|(?:09|10)_)")
 SETUP = "from vit_course.exercises import check, hint, progress, solution, use"
 LADDER = '# hint("{0}")\n# solution("{0}")\n# use("{0}")'
 SLOW = "*(Here the lesson has a cell that takes long or needs more than the course installs. It is left out; you find it in the lesson.)*"
@@ -84,11 +88,21 @@ def cut(source: str, name: str, keep: list[str]) -> str:
 
 
 def is_refusal(node: ast.stmt) -> bool:
-    "Whether a statement only tests that something is refused, in the lesson's own words."
+    "Whether a statement only tests that the lesson's code refuses something, in the lesson's own words."
     if isinstance(node, ast.For):
         return all(is_refusal(n) for n in node.body)
     call = node.value if isinstance(node, ast.Expr) else None
-    return isinstance(call, ast.Call) and getattr(call.func, "id", "") == "test_fail"
+    if not (isinstance(call, ast.Call) and getattr(call.func, "id", "") == "test_fail"):
+        return False
+    in_our_words = any(k.arg == "contains" for k in call.keywords)
+    return in_our_words and begins_with(getattr(call.args[0], "body", None)) not in ("torch", "nn", "pl")
+
+
+def begins_with(node: ast.expr | None) -> str:
+    "The name that a call begins with: torch in `torch.cat(...)`."
+    while isinstance(node, (ast.Call, ast.Attribute)):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return getattr(node, "id", "")
 
 
 def without_refusals(source: str) -> str:
@@ -150,7 +164,7 @@ def convert(lesson: dict, name: str, bank: dict) -> dict:
         mark = MARK.search(source) if old["cell_type"] == "code" else None
         if old["cell_type"] == "markdown":
             source += "\n\n" + INTRO.format(name=name, count=len(tasks), points=sum(t.points for t in tasks)) if number == 0 else ""
-            cells.append(cell("markdown", source, key))
+            cells.append(cell("markdown", ELSEWHERE.sub(f"]({SOURCES}", source), key))
         elif mark:
             cells += exercise_cells(source, mark[1], bank)
         elif source.startswith("#| default_exp"):
@@ -163,6 +177,11 @@ def convert(lesson: dict, name: str, bank: dict) -> dict:
     cells += [cell("markdown", "## Your points", f"{name} points"), cell("code", f'progress("{name[:2]}")', f"{name} progress")]
     metadata = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
     return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+
+
+def was_run(file: Path) -> bool:
+    "Whether a notebook was ever run: those made here carry no execution count."
+    return any(c.get("execution_count") for c in json.loads(file.read_text(encoding="utf-8"))["cells"])
 
 
 def main() -> int:
@@ -182,6 +201,9 @@ def main() -> int:
         print(f"out of date: {file.relative_to(ROOT)}")
     if "--check" in sys.argv:
         return 1 if changed else 0
+    if worked_in := [str(f.relative_to(ROOT)) for f in changed if f.exists() and was_run(f)]:
+        print(f"nothing was written: {', '.join(worked_in)} may hold somebody's answers, since it was run. Move it elsewhere, then try again")
+        return 1
     (ROOT / "exercises").mkdir(exist_ok=True)
     for file in stale:
         file.unlink()

@@ -51,6 +51,7 @@ def free_name(
     endings: tuple[str, ...] = ("",),  # of files that are written under that name
 ) -> Path:  # wanted, or wanted-2, wanted-3, ...; without ending
     "The first name that is not taken; an empty folder does not count."
+    wanted = Path(wanted)  # "runs/short/" is runs/short
     for number in itertools.count(1):
         name = f"{wanted}-{number}" if number > 1 else str(wanted)
         paths = [Path(name + ending) for ending in endings]
@@ -153,7 +154,7 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
 
 # %% ../nbs/toolbox/data.ipynb #560f1a5f
 class ImageSets(pl.LightningDataModule):
-    "Train, val and test sets, read at the first use, with classes and statistics."
+    "Train, val and test sets, read at the first use, with the names of the classes."
 
     _sets = None
 
@@ -236,9 +237,10 @@ def make_loader(
     data: ImageData,
     split: str,  # "train", "val" or "test"
     shuffle: bool = False,  # a new order each epoch, from data.seed and the epoch alone
+    whole: bool = False,  # all images, also in one process of several
 ) -> DataLoader:  # batches of uint8 images (B, C, H, W) and labels (B,)
     "A loader of one set; each process of a distributed run gets its share."
-    trainer = data.trainer
+    trainer = None if whole else data.trainer
     world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
     images, workers = data.sets[split], data.num_workers
     kind = DistributedSampler if shuffle else EachOnce  # in training, processes step together: equal shares
@@ -300,7 +302,10 @@ def split_off(
     if not 0 < fraction < 1:
         raise ValueError(f"val_fraction={fraction} must lie between 0 and 1")
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    val, train = order.tensor_split([int(fraction * len(labels))])
+    cut = int(fraction * len(labels))
+    if not cut:
+        raise ValueError(f"val_fraction={fraction} keeps none of {len(labels)} images: make it larger")
+    val, train = order.tensor_split([cut])
     rest, share = (ImageArrays(images[i], labels[i], num_classes) for i in (train, val))
     return rest, share
 
@@ -365,9 +370,11 @@ def open_source(data: TorchvisionData, train: bool) -> Dataset:
         return data.source(data.data_dir, train=train, download=data.download)
     except RuntimeError as error:
         folder, name = data.data_dir.absolute(), data.source.__name__
+        advice = "Say download=True (on the command line: --data.download true) to fetch it there"
+        if data.download:
+            advice = "download=True could not fetch it: try again with a network"
         raise FileNotFoundError(
-            f"no {name} in data_dir={folder}. Say download=True (on the command line: --data.download true) to "
-            f"fetch it there, or name the folder that holds it. torchvision says: {error}"
+            f"no {name} in data_dir={folder}. {advice}, or name the folder that holds it. torchvision says: {error}"
         ) from error
 
 
@@ -468,6 +475,8 @@ def split_folder(
         raise ValueError(f"val_fraction={fraction} must lie between 0 and 1")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
     cut = int(fraction * len(images))
+    if not cut:
+        raise ValueError(f"val_fraction={fraction} keeps none of {len(images)} images: make it larger, or add valid/")
     parts = [copy.copy(images) for _ in range(2)]
     for part, chosen in zip(parts, (order[cut:], order[:cut])):
         part.samples = part.imgs = [images.samples[i] for i in sorted(chosen)]
@@ -481,7 +490,9 @@ def read_all(
 ) -> ImageArrays:
     "A folder's images in memory."
     workers = num_workers if len(images) >= 1000 else 0
-    batches = [b for b in DataLoader(images, 256, collate_fn=_readable, num_workers=workers) if b is not None]
+    own = torch.Generator()  # each pass draws a number: not from the global generator
+    loader = DataLoader(images, 256, collate_fn=_readable, num_workers=workers, generator=own)
+    batches = [b for b in loader if b is not None]
     if not batches:
         raise ValueError(f"none of the images of {images.root} could be read")
     pixels, labels = (torch.cat(parts) for parts in zip(*batches))
@@ -560,7 +571,7 @@ def folder_stats(
     "Channel statistics of a folder, computed once and kept in `cache_dir()`."
     files = [(path, os.path.getsize(path)) for path, _ in images.samples]
     key = json.dumps([os.path.abspath(images.root), str(images.transform), most, files])
-    step = max(1, len(images) // most)
+    step = max(1, math.ceil(len(images) / most))
 
     def compute():
         read = (images[i] for i in range(0, len(images), step))
@@ -577,6 +588,8 @@ def open_test_set(
     in_chans: int,  # of the model: 1 (grey) or 3
 ) -> ImageArrays:  # in memory
     "The test images of a folder, labelled in the model's order."
+    if not classes:
+        raise ValueError(f"classes={classes}: labels are matched by name, so the model must know its classes' names")
     folder = Path(data_dir).expanduser()
     if (folder / "test").is_dir():
         found = read_folder(folder / "test", img_size, "raise")

@@ -714,19 +714,25 @@ def _describe_flag(wanted):
 def _describe_error(error) -> tuple[str, str]:
     "An exception of the learner's code, in words."
     text, kind = str(error).strip().split("\n")[0][:200], type(error).__name__
-    if isinstance(error, NotImplementedError):
+    if isinstance(error, NotImplementedError) and "not implemented for" not in text:
         return "unfinished", "A part is still empty: `NotImplementedError` was raised."
     if "before Module.__init__() call" in text:
         return "no-super-init", "`super().__init__()` must come first in `__init__`."
     if "unexpected keyword argument" in text:
-        return "signature", f"An option of the signature is missing: {text}. Keep the names and defaults of the signature."
+        return "signature", (
+            f"{text}. If that is your own function or class, an option of its signature is missing: keep names and defaults. "
+            "If it is one that you call, it has no option of that name."
+        )
     if "in-place operation" in text:
-        return "in-place", "It changes its input in place: the caller's tensor is altered. Make a new one."
+        return "in-place", (
+            "It changes a tensor in place that needs a gradient. An input is the caller's: make a new tensor. "
+            "For the start values of an nn.Parameter, compute them first, or use torch.no_grad()."
+        )
     if isinstance(error, AttributeError) and "has no attribute" in text:
         return "misspelt-name", f"A name does not exist: {text}. Is it misspelt, here or where it is set?"
     if isinstance(error, NameError):
         return "misspelt-name", f"A name does not exist: {text}. Is it misspelt, or imported further up?"
-    if any(word in text for word in ("dtype", "same type", "Double", "should be the same")):
+    if "double" in text.lower():  # calls are made in 64 bits first
         return "float64", f"It fails for tensors in 64 bits: {kind}: {text}. Make new tensors in the input's dtype."
     return "error", f"{kind}: {text}"
 
@@ -1144,8 +1150,8 @@ def hint(
 ) -> Note:
     "The next of three hints, from a nudge to nearly the line."
     hints = find(name).hints
-    if step is not None and not 1 <= step <= len(hints):
-        raise ValueError(f"step={step} is not one of the hints 1 to {len(hints)}")
+    if step is not None and step not in range(1, len(hints) + 1):
+        raise ValueError(f"step={step!r} is not one of the hints 1 to {len(hints)}")
     step = step or min(_GIVEN.get(name, 0) + 1, len(hints))
     _GIVEN[name] = step
     return Note(f"Hint {step} of {len(hints)}: {hints[step - 1].strip()}")
@@ -1187,9 +1193,10 @@ class Table:
 
 # %% ../nbs/toolbox/exercises.ipynb #12b0e813
 def progress(
-    lesson: str | None = None,  # its number, such as "03"; all lessons if not given
+    lesson: int | str | None = None,  # its number, such as 3 or "03"; all lessons if not given
 ) -> Table:
     "A table of points."
+    lesson = None if lesson is None else str(lesson).zfill(2)
     points = earned()
     rows = [(e.lesson, n, min(points.get(n, 0), e.points), e.points) for n, e in bank().items() if not lesson or e.lesson.startswith(lesson)]
     if not rows:

@@ -142,6 +142,8 @@ def attention_explorer(
         if given is not None and len(given) != len(images):
             raise ValueError(f"{what} has {len(given)} entries for {len(images)} images: one each")
     classes = classes or getattr(getattr(model, "hparams", None), "classes", None) or list(map(str, range(vit.num_classes)))
+    if len(classes) < vit.num_classes:
+        raise ValueError(f"classes has {len(classes)} names for {vit.num_classes} answers of the model: one each")
     names = names or labels or [f"picture {k + 1}" for k in range(len(images))]
     data = explorer_data(model, images, labels or [None] * len(images), names, classes) | {"title": title}
     still = show_rollout(model, images, titles=names, cols=min(8, len(images)))

@@ -13,6 +13,7 @@ __all__ = ['use_style', 'to_picture', 'show_images', 'heatmap', 'compare_lines',
            'named_heatmap', 'grid_row', 'seed_dots', 'size_lines']
 
 # %% ../nbs/toolbox/plots.ipynb #bc4ca4b6
+import itertools
 import math
 
 import matplotlib.pyplot as plt
@@ -307,10 +308,11 @@ def show_predictions(
     probs: Tensor,  # (B, K)
     labels: Tensor,  # (B,)
     classes: list[str],  # K names
-    top: int = 3,  # bars a picture
+    top: int = 3,  # bars a picture, at most K
 ) -> plt.Figure:
     "Each image with its most probable classes; the true one in blue, the others in orange."
-    names, values = probs.topk(top).indices, probs.topk(top).values
+    top = min(top, probs.shape[1])
+    values, names = probs.topk(top)
     fig, axes = plt.subplots(2, len(images), figsize=(1.55 * len(images), 2.6), height_ratios=[2, 1], squeeze=False)
     for i, (picture, bars) in enumerate(axes.T):
         picture.imshow(to_picture(images[i]), cmap="gray", interpolation="nearest")
@@ -382,7 +384,8 @@ def patch_sheet(
     tiles = patches.detach().float().clamp(0, 1).reshape(rows, cols, p, p, -1)
     tiles = tiles.expand(-1, -1, -1, -1, 3)  # grey stays grey
     tiles = torch.nn.functional.pad(tiles, (0, 0, 0, gap, 0, gap), value=1.0)
-    picture = tiles.permute(0, 2, 1, 3, 4).reshape(rows * (p + gap), cols * (p + gap), 3)[:-gap, :-gap]
+    picture = tiles.permute(0, 2, 1, 3, 4).reshape(rows * (p + gap), cols * (p + gap), 3)
+    picture = picture[: rows * (p + gap) - gap, : cols * (p + gap) - gap]
     ax = ax or plt.subplots(figsize=(6.4, 6.4 * picture.shape[0] / picture.shape[1] + 0.3))[1]
     ax.imshow(picture.numpy(), interpolation="nearest")
     ax.set_title(title, fontsize=9)
@@ -462,9 +465,9 @@ def bar_steps(
     form: str = ".2f",  # of the numbers at the bars
 ) -> plt.Figure:
     "The numbers of the same few tokens at successive steps, a panel of bars a step."
-    fig, axes = plt.subplots(1, len(panels), figsize=(2.3 * len(panels), 2.3))
+    fig, axes = plt.subplots(1, len(panels), figsize=(2.3 * len(panels), 2.3), squeeze=False)
     colors = sns.color_palette("colorblind", len(names))
-    for ax, (title, values) in zip(axes, panels.items()):
+    for ax, (title, values) in zip(axes[0], panels.items()):
         bars = ax.bar(names, values, color=colors)
         ax.bar_label(bars, [format(float(v), form) for v in values], fontsize=8, padding=1)
         ax.axhline(0, color="0.3", linewidth=0.8)
@@ -515,7 +518,7 @@ def query_maps(
     rows, cols = len(queries), len(heads) + 1
     fig, axes = plt.subplots(rows, cols, figsize=(size * cols + 0.7, (tall + 0.12) * rows + 0.2), squeeze=False)
     for line, (name, (row, col)) in zip(axes, queries.items()):
-        line[0].imshow(to_picture(image))
+        line[0].imshow(to_picture(image), cmap="gray", vmin=0, vmax=1)
         line[0].set_ylabel(name, fontsize=9)
         for ax, weights in zip(line[1:], heads.values()):
             drawn = _patch_map(ax, image, weights[row * grid[1] + col].view(grid).detach())
@@ -653,7 +656,7 @@ def draw_curves(
 ) -> plt.Axes:
     "Labelled curves in one panel."
     ax = ax or plt.subplots(figsize=(5, 3))[1]
-    styles = zip("osv^D", ("-", "--", "-.", ":", "-"))
+    styles = itertools.cycle(zip("osv^D", ("-", "--", "-.", ":", "-")))
     for (label, values), (mark, style) in zip(curves.items(), styles):
         values = torch.as_tensor(values).detach().cpu()
         where = range(len(values)) if x is None else x
@@ -835,8 +838,6 @@ def loop_arrows(
     return ax
 
 # %% ../nbs/toolbox/plots.ipynb #94effed0
-import itertools
-
 from matplotlib.colors import PowerNorm
 
 # %% ../nbs/toolbox/plots.ipynb #e09a6653

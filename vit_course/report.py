@@ -28,7 +28,7 @@ def predict_all(
     "What the model says of every image of a set, without augmentation."
     model.eval()
     batches = []
-    for images, labels in make_loader(data, split):
+    for images, labels in make_loader(data, split, whole=True):
         images = images.float() / 255
         batches.append((images, model(images.to(model.device)).softmax(-1).cpu(), labels))
     images, probs, labels = (torch.cat(part) for part in zip(*batches))
@@ -145,6 +145,8 @@ def evaluate_model(model: str, data_dir: str, output: str | None = None) -> None
 
     if output and Path(output).exists():
         raise FileExistsError(f"output={output} exists already: choose another name, nothing is overwritten")
+    if output and not Path(output).absolute().parent.is_dir():
+        raise FileNotFoundError(f"output={output}: there is no folder {Path(output).parent}, make it first")
     lit = load_model(model)
     images = open_test_set(data_dir, lit.hparams.classes, lit.vit.tokenizer.img_size, lit.vit.tokenizer.in_chans)
     found, probs = evaluate(lit, images)
