@@ -33,9 +33,8 @@ the lesson `nbs/{name}.ipynb`, where you find all answers. Under each exercise:
 Your points are kept in the folder in which the notebook runs (`vit_course_progress.jsonl`). On Colab nothing is kept by itself: choose
 *File → Save a copy in Drive* before you begin; the file with the points goes when its machine does."""
 
-# pages that have no learners' notebook are read in the repository, wherever this one lies
-SOURCES = "https://github.com/vit-course/vit-course/blob/main/nbs/"
-ELSEWHERE = re.compile(r"\]\((?=toolbox/|(?:09|10)_)")
+# pages without a learners' notebook: named, not linked, since a learner's folder does not hold them
+ELSEWHERE = re.compile(r"\[([^\]]+)\]\(((?:toolbox/|(?:09|10)_)[^)]*)\)")
 SETUP = "from vit_course.exercises import check, hint, progress, solution, use"
 LADDER = '# hint("{0}")\n# solution("{0}")\n# use("{0}")'
 SLOW = "*(Here the lesson has a cell that takes long or needs more than the course installs. It is left out; you find it in the lesson.)*"
@@ -164,7 +163,7 @@ def convert(lesson: dict, name: str, bank: dict) -> dict:
         mark = MARK.search(source) if old["cell_type"] == "code" else None
         if old["cell_type"] == "markdown":
             source += "\n\n" + INTRO.format(name=name, count=len(tasks), points=sum(t.points for t in tasks)) if number == 0 else ""
-            cells.append(cell("markdown", ELSEWHERE.sub(f"]({SOURCES}", source), key))
+            cells.append(cell("markdown", ELSEWHERE.sub(r"\1 (`nbs/\2`)", source), key))
         elif mark:
             cells += exercise_cells(source, mark[1], bank)
         elif source.startswith("#| default_exp"):
@@ -201,15 +200,15 @@ def main() -> int:
         print(f"out of date: {file.relative_to(ROOT)}")
     if "--check" in sys.argv:
         return 1 if changed else 0
-    if worked_in := [str(f.relative_to(ROOT)) for f in changed if f.exists() and was_run(f)]:
+    if worked_in := [str(f.relative_to(ROOT)) for f in made if f.exists() and was_run(f)]:
         print(f"nothing was written: {', '.join(worked_in)} may hold somebody's answers, since it was run. Move it elsewhere, then try again")
         return 1
     (ROOT / "exercises").mkdir(exist_ok=True)
-    for file in stale:
-        file.unlink()
     for file, text in made.items():
         file.write_text(text, encoding="utf-8", newline="\n")
     print(f"{len(made)} notebooks in exercises/")
+    if stale:
+        print("not made here, and left alone: " + ", ".join(str(f.relative_to(ROOT)) for f in stale))
     return 0
 
 

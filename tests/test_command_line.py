@@ -150,6 +150,17 @@ def test_rollout_writes_a_picture_and_overwrites_none(command_line):
         assert (command_line.folder / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_rollout_of_own_images_to_a_name_without_ending(command_line):
+    from PIL import Image
+
+    for name, size in (("a.png", (28, 28)), ("b.png", (60, 40))):
+        Image.new("L", size, 90).save(command_line.folder / name)
+    (command_line.folder / "mine.png").write_bytes(b"precious")
+    assert "mine-2.png" in command_line("rollout", "fashion", "--images+", "a.png", "--images+", "b.png", "--output", "mine")
+    assert (command_line.folder / "mine.png").read_bytes() == b"precious"
+    assert (command_line.folder / "mine-2.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_report_is_complete(command_line):
     import json
 

@@ -110,6 +110,7 @@ def test_every_image_counts_once(runs):
         data.trainer = Share(rank)
         seen += [label for _, labels in make_loader(data, "val") for label in labels.tolist()]
     assert sorted(seen) == sorted(FashionMiniData().sets["val"].labels.tolist())
+    assert sum(len(labels) for _, labels in make_loader(data, "val", whole=True)) == len(seen)  # what a report reads
 
 
 def run_nodes(folder: Path, commands: list[list[str]], environments: list[dict]):

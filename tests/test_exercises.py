@@ -234,3 +234,25 @@ def test_package_has_no_marks_and_no_stubs():
     assert set(found) <= {"vit_course/exercises.py", "vit_course/_modidx.py"}
     text = "".join(f.read_text() for f in (ROOT / "vit_course").glob("*.py") if f.name != "exercises.py")
     assert "NotImplementedError(" not in text and "your code here" not in text
+
+
+def test_make_exercises_overwrites_no_answers(tmp_path, monkeypatch):
+    import shutil
+
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import make_exercises
+
+    for name in ("nbs", "exercises"):
+        (tmp_path / name).mkdir()
+    shutil.copy(ROOT / "nbs/01_positional_encoding.ipynb", tmp_path / "nbs")
+    monkeypatch.setattr(make_exercises, "ROOT", tmp_path)
+    monkeypatch.setattr(make_exercises.sys, "argv", ["make_exercises.py"])
+    assert make_exercises.main() == 0
+    made = tmp_path / "exercises/01_positional_encoding.ipynb"
+    shutil.copy(made, tmp_path / "exercises/01_mine.ipynb")  # a copy under another name stays, too
+    assert make_exercises.main() == 0 and (tmp_path / "exercises/01_mine.ipynb").exists()
+    book = json.loads(made.read_text(encoding="utf-8"))
+    next(c for c in book["cells"] if c["cell_type"] == "code").update(source=["my = 'answer'"], execution_count=1)
+    made.write_text(json.dumps(book), encoding="utf-8")
+    assert make_exercises.main() == 1
+    assert json.loads(made.read_text(encoding="utf-8")) == book
