@@ -193,6 +193,8 @@ def parts_of(options: dict) -> list[tuple[float, str]]:
 def measure_costs(steps: dict[str, dict], names: list[str], path: Path, source, against: str = "Muon", rounds: int = 5, each: int = 6):
     "Train recipes a few steps, in turns, and write what one step takes; where a table stands already, `against` is the measure."
     known = read(path) if path.exists() else {}
+    if known and against not in known:
+        raise ValueError(f"--against {against}: {path} has no such row; it has {', '.join(known)}")
     wanted = [name for name in steps if name in names or name == against]
     times = {work: [] for name in wanted for _, work in parts_of(steps[name])}
     for i in range(rounds):

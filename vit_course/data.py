@@ -291,6 +291,15 @@ def to_floats(data: ImageData, batch: tuple) -> tuple:
     return (images, *labels) if mix is None else mix(images, *labels)
 
 # %% ../nbs/toolbox/data.ipynb #77835282
+def _kept_for_validation(fraction: float, count: int) -> int:
+    "How many of `count` images a share is: at least one, or an error."
+    if not 0 < fraction < 1:
+        raise ValueError(f"val_fraction={fraction} must lie between 0 and 1")
+    if not int(fraction * count):
+        raise ValueError(f"val_fraction={fraction} keeps none of {count} images for validation: make it larger")
+    return int(fraction * count)
+
+
 def split_off(
     images: Tensor,  # (N, C, H, W), uint8
     labels: Tensor,  # (N,)
@@ -299,12 +308,8 @@ def split_off(
     num_classes: int,
 ) -> tuple[ImageArrays, ImageArrays]:  # the rest, and the share
     "Keep a random share of the training images for validation."
-    if not 0 < fraction < 1:
-        raise ValueError(f"val_fraction={fraction} must lie between 0 and 1")
+    cut = _kept_for_validation(fraction, len(labels))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    cut = int(fraction * len(labels))
-    if not cut:
-        raise ValueError(f"val_fraction={fraction} keeps none of {len(labels)} images: make it larger")
     val, train = order.tensor_split([cut])
     rest, share = (ImageArrays(images[i], labels[i], num_classes) for i in (train, val))
     return rest, share
@@ -471,12 +476,8 @@ def split_folder(
     seed: int,  # of the draw
 ) -> tuple[FolderImages, FolderImages]:  # the rest, and the share
     "Keep a random share of a folder's files for validation."
-    if not 0 < fraction < 1:
-        raise ValueError(f"val_fraction={fraction} must lie between 0 and 1")
+    cut = _kept_for_validation(fraction, len(images))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
-    cut = int(fraction * len(images))
-    if not cut:
-        raise ValueError(f"val_fraction={fraction} keeps none of {len(images)} images: make it larger, or add valid/")
     parts = [copy.copy(images) for _ in range(2)]
     for part, chosen in zip(parts, (order[cut:], order[:cut])):
         part.samples = part.imgs = [images.samples[i] for i in sorted(chosen)]

@@ -251,7 +251,8 @@ class CrossAttention(nn.Module):
         num_heads: int = 8,  # h
     ):
         super().__init__()
-        self.num_heads = dim // _head_width(dim, num_heads)  # an error where they do not divide D
+        _head_width(dim, num_heads)  # an error where the heads do not divide D
+        self.num_heads = num_heads
         self.q, self.kv = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
 

@@ -192,6 +192,7 @@ def _inputs(tree, grads: bool):
     return tree
 
 # %% ../nbs/toolbox/probes.ipynb #1b315738
+@torch.enable_grad()  # an earlier call may have switched it off
 def watch(
     function,  # what is called
     args: tuple = (),
@@ -202,8 +203,6 @@ def watch(
     tree = _inputs((args, kwargs or {}), grads)
     kept, outline = [t.detach().clone() for t in _tensors(tree)], _outline(tree)
     states, seen = random_states(), Seen()
-    grad_mode = torch.is_grad_enabled()
-    torch.set_grad_enabled(True)  # an earlier call may have switched it off
     try:
         seen.value = function(*tree[0], **tree[1])
     except (Exception, SystemExit) as error:
@@ -215,7 +214,6 @@ def watch(
             seen.gradients = _gradients(seen.value, _tensors(tree))
         except Exception as error:
             seen.error = error
-    torch.set_grad_enabled(grad_mode)
     return seen
 
 # %% ../nbs/toolbox/probes.ipynb #bc5c7166
