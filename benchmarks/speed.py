@@ -7,8 +7,9 @@ Sections: models (a training step and inference, against six peers), dropout, me
 plain recipe). bfloat16 is measured where the processor has instructions for it.
 All that is compared runs in turns in one process (memory and imports: in fresh processes in turns), with the number of threads fixed.
 Ratios are of the same round, given as median and quartiles. FOLDER holds CIFAR-10, for `epoch`; without it, images of noise of the
-same size are used, which take the same time. Writes benchmarks/results/speed.json and speed.md, or speed_without_bf16.json and .md on a
-processor without instructions for bfloat16; sections that are not run keep their rows.
+same size are used, which take the same time. Writes benchmarks/results/speed.json and speed.md; or, on a processor without instructions
+for bfloat16, speed_without_bf16.json and .md; or, on one whose instructions for it are slower than those for 32 bits,
+speed_slow_bf16.json and .md. Sections that are not run keep their rows.
 """
 import argparse
 import datetime
@@ -26,6 +27,7 @@ from timing import interleaved, machine, paired_ratios, quartiles
 from torch import nn
 
 from vit_course.attention import cpu_has_bf16
+from vit_course.optimizers import bf16_speedup
 from vit_course.vit import ViT
 
 RESULTS = Path(__file__).parent / "results"
@@ -37,6 +39,8 @@ BATCH = {"assignment": 64, "ViT-Ti/16": 8}
 DROPOUT = {"dropout": 0.2, "attn_dropout": 0.2}  # the assignment's
 TIMMS_DROPOUT = {"pos_drop_rate": 0.2, "proj_drop_rate": 0.2, "attn_drop_rate": 0.2}
 FORMATS = (True, False) if cpu_has_bf16() else (False,)  # bf16 or not
+FAST_BF16 = FORMATS[0] and bf16_speedup() > 1.5  # what `vit-course fit` asks, too
+KIND = "" if FAST_BF16 else "_slow_bf16" if FORMATS[0] else "_without_bf16"  # of processor, in the names of the results
 
 
 # ---- models -------------------------------------------------------------------------------------------------------------
@@ -413,14 +417,15 @@ def bench_epoch(args) -> list[dict]:
         work = {
             plainly: lambda: run(theirs, torch.optim.AdamW(theirs.parameters()), loader, False, lambda x: x),
         }
-        for name, rate in (("vit_course", 0.0), ("vit_course, half of the patches", 0.5)):  # the second does less, on purpose
+        rates = {"vit_course": 0.0, "vit_course, half of the patches": 0.5, "vit_course, a quarter of the patches": 0.75}
+        for name, rate in rates.items():  # all but the first do less, on purpose
             ours = ViT(**SIZES["assignment"], **DROPOUT, patch_dropout=rate).train()
-            work[name] = lambda ours=ours: run(ours, fused_adamw([{"params": list(ours.parameters())}], 1e-3), fast, FORMATS[0],
+            work[name] = lambda ours=ours: run(ours, fused_adamw([{"params": list(ours.parameters())}], 1e-3), fast, FAST_BF16,
                                                lambda x: as_floats(augment(x)))
         times = interleaved(work, 3, warm_up=0)
         for name, ratio in paired_ratios(times, plainly).items():
             seconds = quartiles(times[name])[1] * 50000 / IN_EPOCH
-            rows.append({"threads": threads, "dtype": "bf16" if FORMATS[0] and name != plainly else "fp32", "recipe": name,
+            rows.append({"threads": threads, "dtype": "bf16" if FAST_BF16 and name != plainly else "fp32", "recipe": name,
                          "seconds_per_epoch": round(seconds, 1)} | {k: round(v, 3) for k, v in zip(("q1", "ratio", "q3"), ratio)})
     return rows
 
@@ -468,7 +473,7 @@ def main():
     logging.disable(logging.WARNING)
     if args.memory_of:
         return print(memory_of(args.memory_of[0], int(args.memory_of[1]), args.memory_of[2] == "bf16"))
-    target = RESULTS / ("speed.json" if cpu_has_bf16() else "speed_without_bf16.json")
+    target = RESULTS / f"speed{KIND}.json"
     found = json.loads(target.read_text()) if target.exists() else {"sections": {}}
     for name in args.only:
         print(f"== {name}", flush=True)

@@ -79,7 +79,7 @@ FORMATS = {"bfloat16": {"precision": "bf16-mixed"}, "bfloat16, residual in 32 bi
 RATE = {width: round(6e-3 * (64 / width) ** 0.5, 4) for width in (64, 96, 128)}
 SIZES = {f"{width}x{depth}": {"embed_dim": width, "depth": depth, "lr": RATE[width]} for width in RATE for depth in (2, 4, 6)}
 # for the hour, where the model begins to know its training images by heart
-SIZES |= {f"{size}, RandAugment": SIZES[size] | {"augment": "rand_augment"} for size in ("96x4", "128x4")}
+SIZES |= {f"{size}, RandAugment": SIZES[size] | {"augment": "rand_augment"} for size in ("96x4", "128x4", "128x6")}
 
 
 def all_steps() -> dict[str, dict]:

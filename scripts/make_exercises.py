@@ -178,9 +178,17 @@ def convert(lesson: dict, name: str, bank: dict) -> dict:
     return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
 
 
-def was_run(file: Path) -> bool:
-    "Whether a notebook was ever run: those made here carry no execution count."
-    return any(c.get("execution_count") for c in json.loads(file.read_text(encoding="utf-8"))["cells"])
+def fingerprint(book: dict) -> str:
+    "A number for what the cells of a notebook say."
+    sources = ["".join(c["source"]) for c in book["cells"]]
+    return hashlib.sha1(json.dumps(sources).encode()).hexdigest()[:16]
+
+
+def worked_in(file: Path) -> bool:
+    "Whether somebody ran or edited a notebook: those made here carry no execution count, and the fingerprint of their cells."
+    book = json.loads(file.read_text(encoding="utf-8"))
+    made = book["metadata"].get("vit_course", {}).get("made")
+    return made not in (None, fingerprint(book)) or any(c.get("execution_count") for c in book["cells"])
 
 
 def main() -> int:
@@ -193,6 +201,7 @@ def main() -> int:
         lesson = json.loads(file.read_text(encoding="utf-8"))
         if any(MARK.search("".join(c["source"])) for c in lesson["cells"] if c["cell_type"] == "code"):
             book = with_colab(convert(lesson, file.stem, bank()), f"exercises/{file.name}")
+            book["metadata"]["vit_course"] = {"made": fingerprint(book)}
             made[ROOT / "exercises" / file.name] = json.dumps(book, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     stale = [f for f in (ROOT / "exercises").glob("*.ipynb") if f not in made]
     changed = [f for f, text in made.items() if not f.exists() or f.read_text(encoding="utf-8") != text] + stale
@@ -200,8 +209,8 @@ def main() -> int:
         print(f"out of date: {file.relative_to(ROOT)}")
     if "--check" in sys.argv:
         return 1 if changed else 0
-    if worked_in := [str(f.relative_to(ROOT)) for f in made if f.exists() and was_run(f)]:
-        print(f"nothing was written: {', '.join(worked_in)} may hold somebody's answers, since it was run. Move it elsewhere, then try again")
+    if answers := [str(f.relative_to(ROOT)) for f in made if f.exists() and worked_in(f)]:
+        print(f"nothing was written: {', '.join(answers)} may hold somebody's answers, since it was edited or run. Move it elsewhere, then try again")
         return 1
     (ROOT / "exercises").mkdir(exist_ok=True)
     for file, text in made.items():

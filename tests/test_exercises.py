@@ -256,3 +256,8 @@ def test_make_exercises_overwrites_no_answers(tmp_path, monkeypatch):
     made.write_text(json.dumps(book), encoding="utf-8")
     assert make_exercises.main() == 1
     assert json.loads(made.read_text(encoding="utf-8")) == book
+    for c in book["cells"]:
+        c.pop("execution_count", None)
+    made.write_text(json.dumps(book), encoding="utf-8")  # edited, its outputs cleared
+    assert make_exercises.main() == 1
+    assert json.loads(made.read_text(encoding="utf-8")) == book

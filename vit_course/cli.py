@@ -12,7 +12,6 @@ __all__ = ['LINKED', 'HELP', 'recipes', 'resolve_recipes', 'best_precision', 'Sa
 import logging
 import os
 import sys
-import time
 import warnings
 from importlib.metadata import entry_points
 from importlib.resources import files
@@ -24,8 +23,9 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint, Timer
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.plugins import TorchCheckpointIO
 
-from .data import ImageData, ResizeAndCut, free_name
+from .data import ImageData, ResizeAndCut, free_file, free_name
 from .files import written_whole
+from .optimizers import bf16_speedup
 from .training import EpochSeed, LitViT, load_model
 
 # %% ../nbs/toolbox/cli.ipynb #9e6533dd
@@ -60,19 +60,7 @@ def best_precision(
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     if torch.backends.mps.is_available():
         return "32-true"
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        matrix = torch.ones(size, size, dtype=dtype)
-        seconds[dtype] = min(_time(lambda: matrix @ matrix) for _ in range(10))
-    faster = seconds[torch.float32] > gain * seconds[torch.bfloat16]
-    return "bf16-mixed" if faster else "32-true"
-
-
-def _time(work) -> float:
-    "Seconds that `work()` takes."
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    return "bf16-mixed" if bf16_speedup(size) > gain else "32-true"
 
 # %% ../nbs/toolbox/cli.ipynb #819239b5
 class SafeCLI(LightningCLI):
@@ -270,11 +258,10 @@ def rollout(
         discard_ratio: share of the smallest entries set to 0
         start_layer: the first layer used, counted from 0
     """
+    path = free_file(output, ".png")  # as the drawing would add
     lit = load_model(model)
     pictures, titles = choose_images(lit, images)
     options = dict(residual=residual, head_fusion=head_fusion, discard_ratio=discard_ratio, start_layer=start_layer)
-    ending = Path(output).suffix or ".png"  # as the drawing would add: so it is looked for
-    path = Path(f"{free_name(Path(output).with_suffix(''), (ending,))}{ending}")
     save_rollout(lit, pictures, titles, path, **options)
 
 # %% ../nbs/toolbox/cli.ipynb #1e8d4215

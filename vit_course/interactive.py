@@ -232,7 +232,7 @@ def softmax_figure(
 def explore_command(args: list[str]) -> None:
     "vit-course explore MODEL [IMAGE ...] -o P.html  a page in which to explore a model's attention"
     from vit_course.cli import choose_images
-    from vit_course.data import free_name
+    from vit_course.data import free_file
     from vit_course.training import load_model
 
     parser = argparse.ArgumentParser(prog="vit-course explore", description="Write one self-contained page in which a model's attention can be explored.")
@@ -240,11 +240,10 @@ def explore_command(args: list[str]) -> None:
     parser.add_argument("images", nargs="*", help="image files; without any, bundled test images (for models of grey images)")
     parser.add_argument("-o", "--output", default="explorer.html", help="the page to write; an existing file is not overwritten, the name gets a number")
     given = parser.parse_args(args)
+    path = free_file(given.output, ".html")
     lit = load_model(given.model)
     pictures, names = choose_images(lit, given.images or None)
     labels = None if given.images else names
     explorer = attention_explorer(lit, pictures, labels, names, title=f"Attention of {Path(given.model).name}")
-    ending = Path(given.output).suffix or ".html"
-    path = Path(f"{free_name(Path(given.output).with_suffix(''), (ending,))}{ending}")
     path.write_text(explorer.page(), encoding="utf-8")
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
