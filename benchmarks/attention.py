@@ -53,6 +53,9 @@ def main():
             rows.append(dict(zip(COLUMNS, case + [f"{1e3 * t:.2f}" for t in (median, q1, q3)] + [f"{median / base:.2f}"])))
         print(*case[:-1], f"manual takes {float(rows[-1]['to_sdpa']):.2f} of sdpa's {1e3 * base:.1f} ms", flush=True)
     TARGET.parent.mkdir(exist_ok=True)
+    if TARGET.exists():  # rows of other numbers of threads stay
+        with TARGET.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["threads"]) not in args.threads] + rows
     with TARGET.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()

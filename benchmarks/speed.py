@@ -179,7 +179,7 @@ def inference(model: nn.Module, size: str, bf16: bool):
 
     def run():
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            model.eval()(images)
+            model(images)
 
     return run
 
@@ -474,23 +474,28 @@ def main():
     if args.memory_of:
         return print(memory_of(args.memory_of[0], int(args.memory_of[1]), args.memory_of[2] == "bf16"))
     target = RESULTS / f"speed{KIND}.json"
-    found = json.loads(target.read_text()) if target.exists() else {"sections": {}}
     for name in args.only:
         print(f"== {name}", flush=True)
         rows = SECTIONS[name][0](args)
         about = machine("timm", "vit-pytorch", "transformers")
+        found = json.loads(target.read_text()) if target.exists() else {"sections": {}}  # another command may have written, too
         found["sections"][name] = {"date": datetime.date.today().isoformat(), "machine": about, "rows": rows}
         target.parent.mkdir(exist_ok=True)
         target.write_text(json.dumps(found, indent=1) + "\n")
         text = SECTIONS[name][1](rows)
         print(text, flush=True)
+        target.with_suffix(".md").write_text(report(found))
+
+
+def report(found: dict) -> str:
+    "All sections as Markdown."
     parts = ["# Speed, as `python benchmarks/speed.py` measured it"]
     for name, section in found["sections"].items():
         about = section["machine"]
         versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
         parts += [f"## {name}", f"{section['date']}; {about['processor']}, {about['cpu_capability']}, instructions for bfloat16: "
                   f"{'yes' if about['bf16_instructions'] else 'no'}; Python {about['python']}, {versions}.", SECTIONS[name][1](section["rows"])]
-    target.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
+    return "\n\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":

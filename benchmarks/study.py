@@ -21,6 +21,7 @@ import csv
 import fcntl
 import json
 import logging
+import os
 import time
 import warnings
 from pathlib import Path
@@ -31,6 +32,7 @@ from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 from timing import machine, quartiles
 
 from vit_course.data import CIFAR10Data, ImageFolderData
+from vit_course.files import written_whole
 from vit_course.training import EpochSeed, LitViT, save_model
 
 RESULTS = Path(__file__).parent / "results"
@@ -94,11 +96,11 @@ def all_steps() -> dict[str, dict]:
 class Clock(pl.Callback):
     "A row for each validation, and this process's time on a processor in each training step; several processes count alike."
 
-    def __init__(self):
-        self.steps, self.rows = [], []
+    def __init__(self, plan: dict):
+        self.plan, self.steps, self.rows, self.cut_off = plan, [], [], {}
 
     def state_dict(self) -> dict:
-        return {"steps": self.steps, "rows": self.rows}
+        return {"plan": self.plan, "steps": self.steps, "rows": self.rows}
 
     def load_state_dict(self, state: dict):
         self.steps, self.rows = list(state["steps"]), list(state["rows"])
@@ -117,8 +119,11 @@ class Clock(pl.Callback):
         self.rows.append(row | {name: round(values[name].item(), 4) for name in ("val_loss", "val_acc")})
 
     def on_train_epoch_end(self, trainer, module):
-        if self.rows and "train_loss" in trainer.callback_metrics:
-            self.rows[-1]["train_loss"] = round(trainer.callback_metrics["train_loss"].item(), 4)
+        loss = {"train_loss": round(trainer.callback_metrics["train_loss"].item(), 4)}
+        if self.rows and self.rows[-1]["epoch"] == trainer.current_epoch + 1:
+            self.rows[-1] |= loss
+        else:  # the last step fell within the epoch
+            self.cut_off = loss
 
 
 def open_data(folder: str) -> CIFAR10Data | ImageFolderData:
@@ -146,12 +151,13 @@ def train(options: dict, seed: int, steps: int, source, validate: bool = True, k
     precision, ema, of_data = options.pop("precision", "32-true"), options.pop("ema", None), {}
     for name in ("batch_size", "augment", "mixup", "cutmix"):
         of_data[name] = options.pop(name, 0.0)
+    plan = options | of_data | {"precision": precision, "ema": ema, "steps": steps, "processes": processes}
     pl.seed_everything(seed, verbose=False)
     whole = of_data["batch_size"]
     data = type(source)(source.data_dir, **of_data | {"batch_size": whole // processes}, seed=0, num_workers=0)
     data._sets, data._classes, data._stats, data.img_size = source.sets, source.classes, source.stats(), 32
     linked = {name: getattr(data, name) for name in ("num_classes", "in_chans", "img_size", "mean", "std", "classes")}
-    model, clock = LitViT(**options, **linked), Clock()
+    model, clock = LitViT(**options, **linked), Clock(plan)
     quiet = {"accelerator": "cpu", "precision": precision, "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     callbacks = [EpochSeed(seed), clock] + ([EMAWeightAveraging(decay=ema)] if ema else [])
     if keep:
@@ -161,16 +167,21 @@ def train(options: dict, seed: int, steps: int, source, validate: bool = True, k
         enable_checkpointing=bool(keep), devices=processes, strategy="ddp" if processes > 1 else "auto", **quiet,
     )
     last = keep / "last.ckpt" if keep and (keep / "last.ckpt").exists() else None
-    if last and (other := differences(torch.load(last, map_location="cpu", weights_only=False)["hyper_parameters"], model.hparams)):
-        raise ValueError(f"{last} is of another recipe ({other}): name another folder with --keep, or move this one away")
+    if last:
+        saved = torch.load(last, map_location="cpu", weights_only=False)
+        old = saved["hyper_parameters"] | saved["callbacks"].get(clock.state_key, {}).get("plan", plan)
+        if other := differences(old, {**model.hparams, **plan}):
+            raise ValueError(f"{last} is of another recipe ({other}): name another folder with --keep, or move this one away")
     trainer.fit(model, data, ckpt_path=last)
+    if last and ema and saved["global_step"] >= steps:  # nothing was left to train; the average is what the run is about
+        model.load_state_dict(saved["state_dict"])
     if processes > 1:  # one process goes on alone: what it measures must not wait for the others
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     if validate and trainer.is_global_zero:
         found = pl.Trainer(**quiet).validate(model, data, verbose=False)[0]
         last = {"epoch": round(steps * whole / len(data.sets["train"]), 2), "seconds": round(sum(clock.steps) * processes)}
-        clock.rows.append(last | {name: round(found[name], 4) for name in ("val_loss", "val_acc")})
+        clock.rows.append(last | clock.cut_off | {name: round(found[name], 4) for name in ("val_loss", "val_acc")})
     return model, clock
 
 
@@ -192,7 +203,7 @@ def parts_of(options: dict) -> list[tuple[float, str]]:
 
 def measure_costs(steps: dict[str, dict], names: list[str], path: Path, source, against: str = "Muon", rounds: int = 5, each: int = 6):
     "Train recipes a few steps, in turns, and write what one step takes; where a table stands already, `against` is the measure."
-    known = read(path) if path.exists() else {}
+    known = {name: row for name, row in read(path).items() if name in steps} if path.exists() else {}
     if known and against not in known:
         raise ValueError(f"--against {against}: {path} has no such row; it has {', '.join(known)}")
     wanted = [name for name in steps if name in names or name == against]
@@ -212,7 +223,7 @@ def measure_costs(steps: dict[str, dict], names: list[str], path: Path, source, 
         if same and name not in known and name not in FORMATS:
             known[name] = known[same[0]] | {"step": name}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with written_whole(path) as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, COST_COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(known[name] for name in steps if name in known)
@@ -236,7 +247,8 @@ def steps_in(minutes: float, costs: Path) -> dict[str, int]:
     if not costs.exists():
         raise FileNotFoundError(f"{costs} is not there: measure first what a step costs, by the same command with --costs")
     bought = {name: int(120 * minutes / (1e-3 * float(row["ms"]))) for name, row in read(costs).items()}
-    return bought | {name: bought[list(LADDER)[-1]] for name in FORMATS}
+    top = list(LADDER)[-1]
+    return bought | ({name: bought[top] for name in FORMATS} if top in bought else {})
 
 
 def append(path: Path, columns: list[str], rows: list[dict]):
@@ -250,9 +262,9 @@ def append(path: Path, columns: list[str], rows: list[dict]):
         writer.writerows(rows)
 
 
-def folder_of(keep: Path, step: str, minutes: float, seed: int) -> Path:
+def folder_of(keep: Path, step: str, minutes: float, seed: int, bf16: bool) -> Path:
     "Where a run leaves its model and its checkpoints."
-    return keep / f"{step}-{minutes:g}-{seed}".replace(" ", "_")
+    return keep / f"{step}-{minutes:g}-{seed}{'-bf16' * bf16}".replace(" ", "_")
 
 
 def measure_kept(runs: list[tuple[str, int]], args):
@@ -262,8 +274,12 @@ def measure_kept(runs: list[tuple[str, int]], args):
     from vit_course.training import load_model
 
     for step, seed in runs:
-        file, path = folder_of(args.keep, step, args.minutes, seed) / "model.safetensors", result("test", args.bf16, args.results)
-        if not file.exists() or done(path, (step, args.minutes, seed)):
+        file = folder_of(args.keep, step, args.minutes, seed, args.bf16) / "model.safetensors"
+        path = result("test", args.bf16, args.results)
+        if done(path, (step, args.minutes, seed)):
+            continue
+        if not file.exists():
+            print(f"{step}, seed {seed}: no model in {file.parent}")
             continue
         lit = load_model(file)
         found, _ = evaluate(lit, open_test_set(args.data, lit.hparams.classes, lit.vit.tokenizer.img_size, 3))
@@ -287,7 +303,7 @@ def main():
     usual = [*LADDER, "rate 0.0015", "rate 0.012", *BRANCHES]
     parser.add_argument("--steps", nargs="+", choices=list(all_steps()), metavar="NAME", help="the ladder, rates and branches; with --costs: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--minutes", type=lambda text: float(f"{float(text):g}"), default=5)
     parser.add_argument("--costs", action="store_true", help="measure what a step of each recipe costs, and train nothing")
     parser.add_argument("--against", default="Muon", choices=list(all_steps()), metavar="NAME", help="with --costs: the row that new ones are measured against")
     parser.add_argument("--keep", type=Path, help="a folder for models and checkpoints")
@@ -297,32 +313,46 @@ def main():
     parser.add_argument("--processes", type=int, default=1, help="that share each batch of a run: one a core, if it is the only run")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # else Lightning gives the first of several processes more
     if args.test and not args.keep:
         parser.error("--test needs --keep: the folder that holds the models")
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    costs = result("costs", args.bf16, args.results)
+    if args.costs and not args.steps and costs.exists():  # budgets rest on what was measured before
+        args.steps = [name for name in all_steps() if name not in read(costs)]
     args.steps = args.steps or (list(all_steps()) if args.costs else usual)
-    mine, shares = map(int, args.share.split("/"))
+    try:
+        mine, shares = map(int, args.share.split("/"))
+    except ValueError:
+        parser.error(f"--share {args.share}: write i/n, such as 0/2 and 1/2 for two commands")
+    if not 0 <= mine < shares:
+        parser.error(f"--share {args.share}: the first number counts from 0 and stays below the second")
     runs = [(step, seed) for seed in args.seeds for step in args.steps][mine::shares]
     if args.test:
         return measure_kept(runs, args)
-    source = open_data(args.data)
     steps = {name: ({"precision": "bf16-mixed"} if args.bf16 else {}) | options for name, options in all_steps().items()}
     if args.costs:
-        return measure_costs(steps, [name for name in args.steps if name not in FORMATS], result("costs", args.bf16, args.results), source, args.against)
-    files = {kind: result(kind, args.bf16, args.results) for kind in ("costs", "epochs", "runs")}
-    bought = steps_in(args.minutes, files["costs"])
+        names = [name for name in args.steps if name not in FORMATS]
+        return measure_costs(steps, names, costs, open_data(args.data), args.against)
+    files = {kind: result(kind, args.bf16, args.results) for kind in ("epochs", "runs")}
+    bought = steps_in(args.minutes, costs)
+    if missing := [step for step in args.steps if step not in bought]:
+        parser.error(f"{costs} has no row for {', '.join(missing)}: measure first, by --costs --steps {' '.join(map(repr, missing))}")
+    if uneven := [step for step in args.steps if steps[step]["batch_size"] % args.processes]:
+        parser.error(f"--processes {args.processes}: the batches of {', '.join(uneven)} cannot be shared evenly by so many")
+    source = open_data(args.data)
     for step, seed in runs:
         key = (step, args.minutes, seed)
         if done(files["runs"], key):
             continue
         options = steps[step]
-        folder = args.keep and folder_of(args.keep, step, args.minutes, seed)
+        folder = args.keep and folder_of(args.keep, step, args.minutes, seed, args.bf16)
         model, clock = train(options, seed, bought[step], source, keep=folder, processes=args.processes)
         if not model.trainer.is_global_zero:
             continue
         rows = clock.rows
-        if folder:
+        if folder and not (folder / "model.safetensors").exists():  # it does if a command ended between this line and the last
             save_model(model, folder / "model.safetensors")
         same = {"step": step, "minutes": f"{args.minutes:g}", "seed": seed}
         append(files["epochs"], EPOCH_COLUMNS, [same | row for row in rows])

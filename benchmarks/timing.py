@@ -1,5 +1,6 @@
 """What the benchmarks share: timing in turns, quartiles, and the machine's description."""
 import platform
+import random
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -12,14 +13,21 @@ def interleaved(work: dict[str, Callable], rounds: int, warm_up: int = 2) -> dic
     for run in work.values():
         for _ in range(warm_up):
             run()
-    times = {name: [] for name in work}
-    for i in range(rounds):
-        names = list(work) if i % 2 == 0 else list(work)[::-1]  # there and back: no one always follows the same neighbour
+    times, names, order = {name: [] for name in work}, [], random.Random(0)
+    for _ in range(rounds):  # in another order each time: nobody always follows the same neighbour, or itself
+        names = _next_round(names or list(work), order)
         for name in names:
             start = time.perf_counter()
             work[name]()
             times[name].append(time.perf_counter() - start)
     return times
+
+
+def _next_round(names: list[str], order: random.Random) -> list[str]:
+    "The names in a random order that does not begin with the last one's end."
+    first = order.choice(names[:-1] or names)
+    rest = [name for name in names if name != first]
+    return [first, *order.sample(rest, len(rest))]
 
 
 def quartiles(values) -> tuple[float, float, float]:

@@ -185,10 +185,10 @@ def fingerprint(book: dict) -> str:
 
 
 def worked_in(file: Path) -> bool:
-    "Whether somebody ran or edited a notebook: those made here carry no execution count, and the fingerprint of their cells."
+    "Whether somebody may have run or edited a notebook: those made here carry no execution count, and the fingerprint of their cells."
     book = json.loads(file.read_text(encoding="utf-8"))
     made = book["metadata"].get("vit_course", {}).get("made")
-    return made not in (None, fingerprint(book)) or any(c.get("execution_count") for c in book["cells"])
+    return made != fingerprint(book) or any(c.get("execution_count") for c in book["cells"])
 
 
 def main() -> int:
@@ -209,7 +209,7 @@ def main() -> int:
         print(f"out of date: {file.relative_to(ROOT)}")
     if "--check" in sys.argv:
         return 1 if changed else 0
-    if answers := [str(f.relative_to(ROOT)) for f in made if f.exists() and worked_in(f)]:
+    if answers := [str(f.relative_to(ROOT)) for f, text in made.items() if f.exists() and f.read_text(encoding="utf-8") != text and worked_in(f)]:
         print(f"nothing was written: {', '.join(answers)} may hold somebody's answers, since it was edited or run. Move it elsewhere, then try again")
         return 1
     (ROOT / "exercises").mkdir(exist_ok=True)

@@ -59,6 +59,30 @@ def test_a_study_of_ones_own_begins_with_costs(tmp_path):
     assert study.result("runs", bf16=True, folder=tmp_path) == tmp_path / "study_bf16_runs.csv"
 
 
+@pytest.mark.parametrize(
+    "options, says",
+    [("--share 2/2", "counts from 0"), ("--share 1", "write i/n"), ("--steps Muon --processes 3", "shared evenly"), ("--steps 64x2", "--costs --steps '64x2'")],
+)
+def test_options_that_cannot_work_are_refused_before_the_work(options, says, tmp_path, monkeypatch, capsys):
+    (tmp_path / "study_costs.csv").write_text("step,batch_size,ms,ms_median,machine\nMuon,128,100,0,none\n")
+    monkeypatch.setattr(sys, "argv", ["study.py", "--data", "nowhere", "--results", str(tmp_path), *options.split()])
+    with pytest.raises(SystemExit):
+        study.main()
+    assert says in capsys.readouterr().err
+
+
+def test_the_loss_of_a_cut_off_epoch_goes_to_the_end_of_the_run():
+    class Trainer:
+        current_epoch, world_size, callback_metrics = 0, 1, {name: torch.tensor(0.5) for name in ("train_loss", "val_loss", "val_acc")}
+
+    trainer, clock = Trainer(), study.Clock({})
+    clock.on_validation_end(trainer, None)
+    clock.on_train_epoch_end(trainer, None)
+    trainer.current_epoch, trainer.callback_metrics = 1, {"train_loss": torch.tensor(0.25)}
+    clock.on_train_epoch_end(trainer, None)  # stopped before the next validation
+    assert [row["train_loss"] for row in clock.rows] == [0.5] and clock.cut_off == {"train_loss": 0.25}
+
+
 def test_two_processes_share_a_run(tmp_path):
     "To its end: the last validation is one process's work, and must not wait for the other."
     generator = torch.Generator().manual_seed(0)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LINKED', 'HELP', 'recipes', 'resolve_recipes', 'best_precision', 'SafeCLI', 'CourseCLI', 'use_run_folder',
-           'last_checkpoint', 'ResumeHint', 'SafeCheckpointIO', 'standing_callbacks', 'run_lightning', 'finish_run',
-           'print_summary', 'read_images', 'rollout', 'choose_images', 'save_rollout', 'other_commands', 'help_text',
-           'main', 'with_plain_errors']
+           'last_checkpoint', 'ResumeHint', 'SafeCheckpointIO', 'BestCheckpoint', 'standing_callbacks', 'run_lightning',
+           'finish_run', 'print_summary', 'read_images', 'rollout', 'choose_images', 'save_rollout', 'other_commands',
+           'help_text', 'main', 'with_plain_errors']
 
 # %% ../nbs/toolbox/cli.ipynb #15a7c5c8
 import logging
@@ -54,11 +54,12 @@ def resolve_recipes(
 def best_precision(
     size: int = 256,  # side of the matrices that are multiplied
     gain: float = 1.5,  # how much faster bfloat16 must be
+    accelerator: str = "auto",  # Lightning's name of what trains
 ) -> str:  # "bf16-mixed" or "32-true"
     "The faster of Lightning's two safe formats here; measured on a CPU in a few milliseconds."
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    if torch.backends.mps.is_available():
+    if torch.backends.mps.is_available() and accelerator in ("auto", "gpu", "mps"):
         return "32-true"
     return "bf16-mixed" if bf16_speedup(size) > gain else "32-true"
 
@@ -100,7 +101,7 @@ class CourseCLI(SafeCLI):
         if config.get("weights_only", True) is None:
             config.weights_only = True  # a checkpoint is never unpickled
         if config.trainer.precision is None:
-            config.trainer.precision = best_precision()
+            config.trainer.precision = best_precision(accelerator=str(config.trainer.accelerator))
         if self.subcommand == "fit":
             use_run_folder(config)
 
@@ -159,9 +160,21 @@ class SafeCheckpointIO(TorchCheckpointIO):
             raise OSError(f"could not save the checkpoint {path} (is the disk full?): {error}") from error
 
 # %% ../nbs/toolbox/cli.ipynb #dd9f3b68
+class BestCheckpoint(ModelCheckpoint):
+    "Keeps the best epoch, also over a stop: a resumed run has a folder of its own, where Lightning would begin anew."
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        if Path(self.best_model_path).is_file():
+            for name in ("best_model_score", "best_k_models", "kth_best_model_path", "kth_value"):
+                setattr(self, name, state_dict[name])
+        else:  # the old run's folder is gone
+            self.best_model_path = ""
+
+
 def standing_callbacks() -> list[Callback]:
     "What every run has: repeatable epochs, checkpoints of the last and the best epoch, a clock."
-    best = ModelCheckpoint(
+    best = BestCheckpoint(
         monitor="val_acc", mode="max",
         filename="best-epoch={epoch}-val_acc={val_acc:.3f}", auto_insert_metric_name=False,
     )
@@ -195,9 +208,10 @@ def finish_run(cli: CourseCLI) -> None:
         return
     best = trainer.checkpoint_callback.best_model_path or last_checkpoint(trainer)
     seconds = next(c for c in trainer.callbacks if isinstance(c, Timer)).time_elapsed("train")
-    seen = len(data.sets["train"]) * trainer.current_epoch
+    batches = trainer.fit_loop.epoch_loop.batch_progress.total.processed  # with those of a run that this one goes on from
+    epochs = round(batches / trainer.num_training_batches, 2) if batches else 0
     extra = {
-        "epochs": trainer.current_epoch, "seconds": round(seconds, 1), "images_per_second": round(seen / seconds),
+        "epochs": epochs, "seconds": round(seconds, 1), "images_per_second": round(epochs * len(data.sets["train"]) / max(seconds, 1e-9)),
         "precision": str(trainer.precision), "threads": torch.get_num_threads(),
         "processes": trainer.world_size, "checkpoint": Path(best).name,
     }

@@ -94,7 +94,10 @@ def _move(params, directions: Tensor, lr: float, weight_decay: float):
 def _fast_dtype(x: Tensor) -> torch.dtype:
     "bfloat16 where the tensor's device multiplies it clearly faster, else 32 bits."
     fast = x.is_cuda or x.device.type == "cpu" and cpu_has_bf16() and bf16_speedup() > 1.5
-    return torch.bfloat16 if fast else torch.float32
+    said = [torch.bfloat16 if fast else torch.float32]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(said, src=0)  # the first process's answer, or weights would drift apart
+    return said[0]
 
 # %% ../nbs/toolbox/optimizers.ipynb #778ec33a
 class Muon(Optimizer):
@@ -115,11 +118,13 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        loss = None if closure is None else closure()
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for group in self.param_groups:
             for same in _by_shape(group["params"]):
                 looks = torch.stack([_average(p, self.state[p], group["momentum"]) for p in same])
-                directions = orthogonalize(looks.to(self.dtype or _fast_dtype(looks))).to(looks.dtype)
+                self.dtype = self.dtype or _fast_dtype(looks)
+                directions = orthogonalize(looks.to(self.dtype)).to(looks.dtype)
                 _move(same, directions, group["lr"], group["weight_decay"])
         return loss
 

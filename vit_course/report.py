@@ -24,13 +24,13 @@ def predict_all(
     model,  # a `LitViT`
     data,  # a data module
     split: str = "test",  # "train", "val" or "test"
-) -> tuple[Tensor, Tensor, Tensor]:  # images (N, C, H, W) in 0..1, probabilities (N, K), labels (N,)
+) -> tuple[Tensor, Tensor, Tensor]:  # images (N, C, H, W) as bytes, probabilities (N, K), labels (N,)
     "What the model says of every image of a set, without augmentation."
     model.eval()
     batches = []
     for images, labels in make_loader(data, split, whole=True):
-        images = images.float() / 255
-        batches.append((images, model(images.to(model.device)).softmax(-1).cpu(), labels))
+        probs = model(images.to(model.device).float() / 255).softmax(-1).cpu()
+        batches.append((images, probs, labels))  # floats would take four times the memory
     images, probs, labels = (torch.cat(part) for part in zip(*batches))
     return images, probs, labels
 
@@ -104,7 +104,7 @@ def draw_report(model, data, folder, images, probs, labels) -> dict:  # name -> 
     for name, right in (("right", True), ("wrong", False)):
         chosen = pick(probs, labels, right)
         if len(chosen):
-            some = images[chosen], probs[chosen], labels[chosen], data.classes
+            some = images[chosen].float() / 255, probs[chosen], labels[chosen], data.classes
             figures[f"predictions_{name}"] = plots.show_predictions(*some)
             figures[f"rollout_{name}"] = rollout_figure(model, *some)
     return figures

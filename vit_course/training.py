@@ -14,12 +14,13 @@ import math
 import os
 from importlib.resources import files
 from pathlib import Path
+from pickle import UnpicklingError
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.strategies import FSDPStrategy
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -325,18 +326,25 @@ def load_model(
 ) -> LitViT:  # in eval mode
     "A trained model with its options; nothing is unpickled."
     path = _find_model(path)
-    if path.suffix == ".ckpt":
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        options, weights = checkpoint["hyper_parameters"], checkpoint["state_dict"]
-        weights = {name.removeprefix("vit."): value for name, value in weights.items()}
-    else:
-        with safe_open(path, framework="pt") as file:
-            options = json.loads(file.metadata()["options"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}
+    try:
+        options, weights = _read_checkpoint(path) if path.suffix == ".ckpt" else _read_safetensors(path)
+    except (KeyError, TypeError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        raise ValueError(f"{path} is not a model that this course saved ({type(error).__name__}: {error})") from error
     model = LitViT(**{k: v for k, v in options.items() if not k.startswith("_")})
     check_shapes(weights, model.vit.state_dict())
     model.vit.load_state_dict(weights)
     return model.eval()
+
+
+def _read_checkpoint(path: Path) -> tuple[dict, dict]:
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    weights = {name.removeprefix("vit."): value for name, value in checkpoint["state_dict"].items()}
+    return checkpoint["hyper_parameters"], weights
+
+
+def _read_safetensors(path: Path) -> tuple[dict, dict]:
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["options"]), {name: file.get_tensor(name) for name in file.keys()}
 
 
 def _find_model(path: str | Path) -> Path:
