@@ -320,6 +320,17 @@ def save_model(
     options = {k: v for k, v in model.hparams.items() if not k.startswith("_")}
     save_tensors(model.vit, path, {"options": json.dumps(options)})
 
+# %% ../nbs/06_training.ipynb #87747a45
+def _read_checkpoint(path: Path) -> tuple[dict, dict]:
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    weights = {name.removeprefix("vit."): value for name, value in checkpoint["state_dict"].items()}
+    return checkpoint["hyper_parameters"], weights
+
+
+def _read_safetensors(path: Path) -> tuple[dict, dict]:
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["options"]), {name: file.get_tensor(name) for name in file.keys()}
+
 # %% ../nbs/06_training.ipynb #aa0cf0e3
 def load_model(
     path: str | Path,  # a .safetensors or .ckpt file, or the name of a shipped model, such as "fashion"
@@ -334,17 +345,6 @@ def load_model(
     check_shapes(weights, model.vit.state_dict())
     model.vit.load_state_dict(weights)
     return model.eval()
-
-
-def _read_checkpoint(path: Path) -> tuple[dict, dict]:
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    weights = {name.removeprefix("vit."): value for name, value in checkpoint["state_dict"].items()}
-    return checkpoint["hyper_parameters"], weights
-
-
-def _read_safetensors(path: Path) -> tuple[dict, dict]:
-    with safe_open(path, framework="pt") as file:
-        return json.loads(file.metadata()["options"]), {name: file.get_tensor(name) for name in file.keys()}
 
 
 def _find_model(path: str | Path) -> Path:
