@@ -12,7 +12,7 @@ cfg = config["DEFAULT"]
 statuses = {"3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
 
 # Folders beside the package that an installed package carries inside, and what of them.
-CARRIED = {"exercises": "*.ipynb", "benchmarks/results": "*"}
+CARRIED = {"exercises": "*.ipynb", "benchmarks/results": "**/*.*"}
 
 
 class CarryFolders(build_py):
@@ -23,10 +23,10 @@ class CarryFolders(build_py):
         if getattr(self, "editable_mode", False):
             return  # the package then reads the folders where they are
         for folder, pattern in CARRIED.items():
-            target = Path(self.build_lib, cfg["lib_path"], folder)
-            target.mkdir(parents=True, exist_ok=True)
             for file in sorted(Path(folder).glob(pattern)):
-                shutil.copyfile(file, target / file.name)
+                target = Path(self.build_lib, cfg["lib_path"], file)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
 
 
 setup(

@@ -14,28 +14,37 @@ sys.path.insert(0, str(BENCHMARKS))
 import study  # noqa: E402
 
 
-def rows(kind: str) -> list[dict]:
-    with study.result(kind).open(newline="") as file:
+STUDIES = [study.RESULTS, study.RESULTS / "avx512"]
+of_each_study = pytest.mark.parametrize("folder", STUDIES, ids=["first", "avx512"])
+
+
+def rows(kind: str, folder: Path) -> list[dict]:
+    with study.result(kind, folder=folder).open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_every_run_is_of_a_recipe_that_stands_in_the_script():
+def keys(kind: str, folder: Path) -> list[tuple]:
+    return [(row["step"], row["minutes"], row["seed"]) for row in rows(kind, folder)]
+
+
+@of_each_study
+def test_every_run_is_of_a_recipe_that_stands_in_the_script(folder):
     recipes = study.all_steps()
-    for row in rows("runs"):
+    for row in rows("runs", folder):
         assert json.loads(row["options"]) == recipes[row["step"]], row["step"]
-        assert int(row["optimizer_steps"]) == study.steps_in(float(row["minutes"]), study.result("costs"))[row["step"]]
-    keys = [(row["step"], row["minutes"], row["seed"]) for row in rows("runs")]
-    assert len(set(keys)) == len(keys)
+        assert int(row["optimizer_steps"]) == study.steps_in(float(row["minutes"]), study.result("costs", folder=folder))[row["step"]]
+    assert len(set(keys("runs", folder))) == len(keys("runs", folder))
 
 
-def test_epochs_end_as_the_runs_say():
-    last = {(row["step"], row["minutes"], row["seed"]): row["val_acc"] for row in rows("epochs")}
-    assert last == {(row["step"], row["minutes"], row["seed"]): row["val_acc"] for row in rows("runs")}
+@of_each_study
+def test_epochs_end_as_the_runs_say(folder):
+    last = {key: row["val_acc"] for key, row in zip(keys("epochs", folder), rows("epochs", folder))}
+    assert last == {key: row["val_acc"] for key, row in zip(keys("runs", folder), rows("runs", folder))}
 
 
-def test_models_of_the_test_are_models_of_runs():
-    runs = {(row["step"], row["minutes"], row["seed"]) for row in rows("runs")}
-    assert {(row["step"], row["minutes"], row["seed"]) for row in rows("test")} <= runs
+@of_each_study
+def test_models_of_the_test_are_models_of_runs(folder):
+    assert set(keys("test", folder)) <= set(keys("runs", folder))
 
 
 def test_a_run_with_patch_dropout_has_two_parts():
