@@ -27,7 +27,7 @@ from timing import interleaved, machine, paired_ratios, quartiles
 from torch import nn
 
 from vit_course.attention import cpu_has_bf16
-from vit_course.optimizers import bf16_speedup
+from vit_course.optimizers import bf16_is_faster
 from vit_course.vit import ViT
 
 RESULTS = Path(__file__).parent / "results"
@@ -39,7 +39,7 @@ BATCH = {"assignment": 64, "ViT-Ti/16": 8}
 DROPOUT = {"dropout": 0.2, "attn_dropout": 0.2}  # the assignment's
 TIMMS_DROPOUT = {"pos_drop_rate": 0.2, "proj_drop_rate": 0.2, "attn_drop_rate": 0.2}
 FORMATS = (True, False) if cpu_has_bf16() else (False,)  # bf16 or not
-FAST_BF16 = FORMATS[0] and bf16_speedup() > 1.5  # what `vit-course fit` asks, too
+FAST_BF16 = FORMATS[0] and bf16_is_faster()  # what `vit-course fit` asks, too
 KIND = "" if FAST_BF16 else "_slow_bf16" if FORMATS[0] else "_without_bf16"  # of processor, in the names of the results
 
 

@@ -209,7 +209,7 @@ def main() -> int:
         print(f"out of date: {file.relative_to(ROOT)}")
     if "--check" in sys.argv:
         return 1 if changed else 0
-    if answers := [str(f.relative_to(ROOT)) for f, text in made.items() if f.exists() and f.read_text(encoding="utf-8") != text and worked_in(f)]:
+    if answers := [str(f.relative_to(ROOT)) for f in changed if f in made and f.exists() and worked_in(f)]:
         print(f"nothing was written: {', '.join(answers)} may hold somebody's answers, since it was edited or run. Move it elsewhere, then try again")
         return 1
     (ROOT / "exercises").mkdir(exist_ok=True)

@@ -25,7 +25,7 @@ from pytorch_lightning.plugins import TorchCheckpointIO
 
 from .data import ImageData, ResizeAndCut, free_file, free_name
 from .files import written_whole
-from .optimizers import bf16_speedup
+from .optimizers import bf16_is_faster
 from .training import EpochSeed, LitViT, load_model
 
 # %% ../nbs/toolbox/cli.ipynb #9e6533dd
@@ -61,7 +61,7 @@ def best_precision(
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     if torch.backends.mps.is_available() and accelerator in ("auto", "gpu", "mps"):
         return "32-true"
-    return "bf16-mixed" if bf16_speedup(size) > gain else "32-true"
+    return "bf16-mixed" if bf16_is_faster(gain, size) else "32-true"
 
 # %% ../nbs/toolbox/cli.ipynb #819239b5
 class SafeCLI(LightningCLI):
