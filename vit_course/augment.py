@@ -35,7 +35,7 @@ def random_boxes(
     corners = (torch.rand(n, 2) * (spare + 1)).floor()
     return torch.where(fits.any(dim=1, keepdim=True), torch.cat([corners, boxes], dim=1), _centred(ratio, height, width))
 
-
+# %% ../nbs/toolbox/augment.ipynb #f1ffbc4f
 def _centred(ratio: tuple[float, float], height: int, width: int) -> Tensor:
     "The largest centred box whose ratio is allowed: (4,)."
     h, w = height, width
@@ -61,7 +61,7 @@ def crop_resize(
     grid = torch.stack([columns[:, None].expand(shape), rows[:, :, None].expand(shape)], dim=-1)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
-
+# %% ../nbs/toolbox/augment.ipynb #11bff87a
 def _sources(start: Tensor, length: Tensor, size: int) -> Tensor:
     "Where `size` pixels of the result are read, in grid_sample's units of -1..1: (B, size)."
     middle = (torch.arange(size).to(start) + 0.5) / size
@@ -74,7 +74,7 @@ def as_floats(images: Tensor) -> Tensor:  # (..., H, W), bytes or floats -> floa
     "Bytes divided by 255; floats as they are."
     return images if images.is_floating_point() else images.float() / 255
 
-
+# %% ../nbs/toolbox/augment.ipynb #f50e0954
 class ToFloats(nn.Module):
     "`as_floats` as a layer."
 
@@ -117,7 +117,7 @@ class FlipShift(nn.Module):
         top, left = torch.randint(0, 2 * self.padding + 1, (2, n))
         return shift(images, top, left, mirror, self.padding, self.mode)
 
-
+# %% ../nbs/toolbox/augment.ipynb #c9fc1b77
 def shift(
     images: Tensor,  # (B, C, H, W)
     top: Tensor,  # (B,), first row of the window in the padded image
@@ -156,7 +156,7 @@ class RandomErasing(nn.Module):
         value = torch.tensor(self.value).to(images).view(-1, 1, 1)
         return torch.where(inside[:, None].to(images.device), value, images)
 
-
+# %% ../nbs/toolbox/augment.ipynb #8a1cef42
 def erasing_masks(
     n: int,  # number of images
     scale: tuple[float, float],  # smallest and largest share of the area
@@ -185,7 +185,7 @@ def _affine(images: Tensor, angle: float = 0.0, move=(0, 0), shear=(0.0, 0.0), c
 def _shear(amount: float) -> float:
     return math.degrees(math.atan(amount))
 
-
+# %% ../nbs/toolbox/augment.ipynb #434c8349
 _CORNER = [0, 0]
 SIGNED = {  # operations with a strength that may be turned round: name -> function of images and strength
     "ShearX": lambda x, m: _affine(x, shear=(_shear(m), 0.0), center=_CORNER),

@@ -34,7 +34,7 @@ def recipes() -> dict[str, Path]:
     folder = Path(str(files("vit_course") / "recipes"))
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
-
+# %% ../nbs/toolbox/cli.ipynb #3a2ba211
 def resolve_recipes(
     args: list[str],  # of the command line
 ) -> list[str]:  # the same, with recipes' names replaced by their files
@@ -171,7 +171,7 @@ class BestCheckpoint(ModelCheckpoint):
         else:  # the old run's folder is gone
             self.best_model_path = ""
 
-
+# %% ../nbs/toolbox/cli.ipynb #f695f411
 def standing_callbacks() -> list[Callback]:
     "What every run has: repeatable epochs, checkpoints of the last and the best epoch, a clock."
     best = BestCheckpoint(
@@ -186,7 +186,7 @@ def standing_callbacks() -> list[Callback]:
 def _no_advertisement(line: logging.LogRecord) -> bool:
     return "litlogger" not in line.getMessage()
 
-
+# %% ../nbs/toolbox/cli.ipynb #7fb300b9
 def run_lightning(args: list[str]) -> CourseCLI:
     "Lightning's sub-commands: fit, validate, test, predict."
     # images in memory need no loading processes; Lightning against newer torch; a resumed run has its own folder
@@ -334,7 +334,7 @@ def help_text() -> str:
     lines = [(point.load().__doc__ or name).split("\n")[0] for name, point in sorted(other_commands().items())]
     return HELP.format(recipes=", ".join(recipes()), others="\n".join(f"  {line}" for line in lines))
 
-
+# %% ../nbs/toolbox/cli.ipynb #952ab686
 def main(args: list[str] | None = None) -> None:
     "The command `vit-course`."
     args = sys.argv[1:] if args is None else args
@@ -348,7 +348,7 @@ def main(args: list[str] | None = None) -> None:
     else:
         with_plain_errors(lambda: run_lightning(args))
 
-
+# %% ../nbs/toolbox/cli.ipynb #b133a71b
 def with_plain_errors(work) -> None:
     "A user's mistake ends in its message, not in a page of traceback (VIT_COURSE_DEBUG=1 shows it)."
     try:

@@ -58,7 +58,7 @@ def free_name(
         if not any(any(p.iterdir()) if p.is_dir() else p.exists() for p in paths):
             return Path(name)
 
-
+# %% ../nbs/toolbox/data.ipynb #331aa060
 def free_file(
     output: str | Path,  # the file to write, with or without its ending
     ending: str,  # that it gets if it has none
@@ -80,7 +80,7 @@ class FashionMini(NamedTuple):
     test_labels: Tensor  # (2000,), int64
     classes: list[str]  # ten names
 
-
+# %% ../nbs/toolbox/data.ipynb #7b04b8f7
 def load_fashion_mini(
     data_dir: str | Path | None = None,  # a folder with fashion_mini.npz; None: the bundled file
 ) -> FashionMini:
@@ -114,7 +114,7 @@ def cache_dir() -> Path:
     "Where computed statistics are kept: $VIT_COURSE_CACHE, or ~/.cache/vit_course."
     return Path(os.environ.get("VIT_COURSE_CACHE") or Path.home() / ".cache" / "vit_course")
 
-
+# %% ../nbs/toolbox/data.ipynb #b3029186
 def cached(key: str, compute):
     "`compute()`, or what it gave the last time for the same key."
     path = cache_dir() / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
@@ -274,7 +274,7 @@ class EachOnce(DistributedSampler):
     def __len__(self) -> int:
         return len(range(self.rank, len(self.dataset), self.num_replicas))
 
-
+# %% ../nbs/toolbox/data.ipynb #1aecd5ab
 def even_batch_size(
     wanted: int,  # images a batch
     images: int,  # of the whole set
@@ -311,7 +311,7 @@ def _kept_for_validation(fraction: float, count: int) -> int:
         raise ValueError(f"val_fraction={fraction} keeps none of {count} images for validation: make it larger")
     return int(fraction * count)
 
-
+# %% ../nbs/toolbox/data.ipynb #d225c9a6
 def split_off(
     images: Tensor,  # (N, C, H, W), uint8
     labels: Tensor,  # (N,)
@@ -394,7 +394,7 @@ def open_source(data: TorchvisionData, train: bool) -> Dataset:
             f"no {name} in data_dir={folder}. {advice}, or name the folder that holds it. torchvision says: {error}"
         ) from error
 
-
+# %% ../nbs/toolbox/data.ipynb #68226794
 def as_arrays(images: Dataset) -> tuple[Tensor, Tensor]:  # (N, C, H, W) uint8, (N,) int64
     "The images of a torchvision set as one tensor, channels first."
     pixels = torch.as_tensor(images.data)
@@ -496,7 +496,7 @@ def split_folder(
         part.targets = [label for _, label in part.samples]
     return tuple(parts)
 
-
+# %% ../nbs/toolbox/data.ipynb #55d8b7bd
 def read_all(
     images: FolderImages,
     num_workers: int = 0,  # reading processes
@@ -511,7 +511,7 @@ def read_all(
     pixels, labels = (torch.cat(parts) for parts in zip(*batches))
     return ImageArrays(pixels, labels, len(images.classes))
 
-
+# %% ../nbs/toolbox/data.ipynb #38c9e351
 def _readable(batch: list) -> tuple[Tensor, Tensor] | None:
     "A batch of what could be read; None if there is nothing."
     return FolderImages.collate(batch) if any(item is not None for item in batch) else None
@@ -526,7 +526,7 @@ def read_folder(root: Path, img_size: int | tuple[int, int], on_corrupt: str) ->
             f"no images in {root.absolute()}: wanted a sub-folder for each class, with images in it. {error}"
         ) from error
 
-
+# %% ../nbs/toolbox/data.ipynb #7dd37d12
 def check_same_classes(sets: dict[str, FolderImages]) -> None:
     "Raise `ValueError` where a split's classes differ from the training set's."
     wanted = set(sets["train"].classes)
@@ -617,7 +617,7 @@ def open_test_set(
     order = torch.tensor([list(classes).index(name) for name in found.classes])
     return ImageArrays(pixels, order[labels], len(classes))
 
-
+# %% ../nbs/toolbox/data.ipynb #9e93c298
 def _torchvision_set(folder: Path, img_size: tuple[int, int], in_chans: int) -> TorchvisionData:
     "The data set that fits a model of this size."
     for kind in (FashionMNISTData, CIFAR10Data):

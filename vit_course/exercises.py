@@ -223,7 +223,7 @@ def _watch_chance(function, args, kwargs):
         seen.value = Chance(by_chance(seen.value))
     return seen
 
-
+# %% ../nbs/toolbox/exercises.ipynb #824ac63f
 def _watch_errors(candidate, exercise, dtype) -> list:
     "For each call that must fail: whether it does so as asked."
     names, found = makers(dtype, 99), []
@@ -267,7 +267,7 @@ def same(a, b) -> bool:
         return a.value == b.value
     return alike(a.value, b.value) and _same_gradients(a.gradients, b.gradients)
 
-
+# %% ../nbs/toolbox/exercises.ipynb #b1b94d14
 def _last_line(error: BaseException) -> str:
     "The end of an error's text, where libraries say what is wrong."
     return (str(error).strip().split("\n") or [""])[-1][:60]
@@ -331,7 +331,7 @@ def build(candidate, trial: dict, dtype: torch.dtype, seeds: tuple = (1, 2)) -> 
         return Built(None, error)
     return Built(module, None, start, len(states) > 1 and torch.equal(*states))
 
-
+# %% ../nbs/toolbox/exercises.ipynb #bd910e9b
 def _start(module) -> list[tuple[int, float, float]]:
     "Size, mean and deviation of each parameter."
     parameters = sorted(module.parameters(), key=lambda p: p.numel())
@@ -440,7 +440,7 @@ class Start:
             for a, b in zip(*pair)
         )
 
-
+# %% ../nbs/toolbox/exercises.ipynb #73138943
 def _pooled(rows: list) -> tuple[int, float, float]:
     "Size, mean and deviation of all parameters together."
     count = max(1, sum(n for n, _, _ in rows))
@@ -620,7 +620,7 @@ def variant(exercise: Exercise, mistake: Mistake):
     "The reference with the mistake in it."
     return _variant(exercise.name, mistake.id)
 
-
+# %% ../nbs/toolbox/exercises.ipynb #cc373629
 def _variant(name: str, mistake_id: str):
     exercise = find(name)
     mistake = next(m for m in exercise.mistakes if m.id == mistake_id)
@@ -655,14 +655,14 @@ def recognise(candidate: Candidate, found: Comparison) -> Mistake | None:
             return best
     return None
 
-
+# %% ../nbs/toolbox/exercises.ipynb #f263b87e
 def _laid_out_alike(candidate: Candidate) -> bool:
     "Whether names and shapes of the weights are the reference's: then the likeliest reading is the only one."
     pair = [candidate.built(0), known(candidate.exercise.name).built(0)]
     shapes = [None if b.module is None else {n: p.shape for n, p in b.module.named_parameters()} for b in pair]
     return shapes[0] == shapes[1]
 
-
+# %% ../nbs/toolbox/exercises.ipynb #24934729
 def _screened(candidate: Candidate, other: Candidate, found: Comparison, limit: int | None) -> bool:
     "Whether a mistake does what the candidate does in the first plain call that differs; True if that is not so quick to say."
     first = found.seen[found.differing[0]] if found.differing else None
@@ -762,7 +762,7 @@ def describe_values(value, wanted) -> tuple[str, str]:
         return "nan", "The result has NaN in it: a division by 0, or a softmax over nothing but minus infinity?"
     return _describe_numbers(value.detach().double().flatten(), wanted.detach().double().flatten())
 
-
+# %% ../nbs/toolbox/exercises.ipynb #0e1f2bf4
 def _as_list(value):
     return list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, (list, tuple)) else None
 
@@ -817,7 +817,7 @@ def is_empty(function) -> bool:
     gives = [value for name, value in steps if name in ("LOAD_CONST", "RETURN_CONST")]
     return not works and set(reads) <= {"self"} and all(isinstance(v, (type(None), type(...), str)) for v in gives)
 
-
+# %% ../nbs/toolbox/exercises.ipynb #320dbed2
 def methods_of(cls) -> dict:
     "The functions that a class defines itself; properties count by what they call."
     own = {n: getattr(v, "fget", None) or getattr(v, "__func__", v) for n, v in vars(cls).items()}
@@ -918,7 +918,7 @@ def progress_file() -> Path:
     "Where points are kept: `VIT_COURSE_PROGRESS`, or a file in the current folder."
     return Path(os.environ.get("VIT_COURSE_PROGRESS", "vit_course_progress.jsonl"))
 
-
+# %% ../nbs/toolbox/exercises.ipynb #92dea902
 def earned() -> dict[str, int]:
     "The most points that each exercise ever earned."
     best = {}
@@ -984,7 +984,7 @@ def _exercise_of(obj, name: str | None) -> Exercise:
         raise ValueError(f"check takes a function or a class, not an object of {type(obj).__name__}; or say which exercise: check(obj, 'NAME')")
     return find(name or obj.__name__)
 
-
+# %% ../nbs/toolbox/exercises.ipynb #df2d7ef5
 def grade(obj, exercise: Exercise) -> Outcome:
     "The outcome for an answer; nothing is recorded, and nothing outside is changed."
     status, cause, say, see = "error", "too-long", f"It was not finished after {SECONDS:g} seconds: is there a loop without an end?", ""
@@ -1056,7 +1056,7 @@ def _unknown(obj, exercise: Exercise, found: Comparison) -> tuple[str, str, str,
         say = "It works for a single sample, not for a batch: the first axis is the batch's."
     return ("error" if failed else "wrong"), cause, say, exercise.section
 
-
+# %% ../nbs/toolbox/exercises.ipynb #d5d2c150
 def _rank(found: Comparison, i: int):
     "Which difference to speak of first: plain calls before start values and chance, errors asked for last."
     kinds = {Chance: 2, Start: 3, Refusal: 4}
@@ -1156,7 +1156,7 @@ def hint(
     _GIVEN[name] = step
     return Note(f"Hint {step} of {len(hints)}: {hints[step - 1].strip()}")
 
-
+# %% ../nbs/toolbox/exercises.ipynb #846e338c
 def solution(
     name: str,  # of the exercise
 ) -> Source:

@@ -54,7 +54,7 @@ def erase_step_by_step(
             probability.append(logits.softmax(dim=1).gather(1, first[:, None])[:, 0])
     return torch.stack(right, 1), torch.stack(probability, 1)
 
-
+# %% ../nbs/toolbox/faithfulness.ipynb #44f2321a
 def area(
     curve: Tensor,  # (B, K), at evenly spaced places from 0 to 1
 ) -> Tensor:  # (B,)
@@ -88,7 +88,7 @@ def _class_row(rollout: Tensor, model: nn.Module) -> Tensor:  # (B, N, N) -> (B,
     vit = getattr(model, "vit", model)
     return rollout[:, 0, vit.num_prefix_tokens :].unflatten(1, vit.grid)
 
-
+# %% ../nbs/toolbox/faithfulness.ipynb #38e84d78
 def gradient_times_input(
     model: nn.Module,
     images: Tensor,  # (B, C, H, W)
@@ -100,7 +100,7 @@ def gradient_times_input(
     product = (torch.autograd.grad(score, pixels)[0] * images).sum(dim=1)
     return product.unflatten(1, (grid[0], -1)).unflatten(3, (grid[1], -1)).sum(dim=(2, 4))
 
-
+# %% ../nbs/toolbox/faithfulness.ipynb #d13ef789
 def ink(
     model: nn.Module,
     images: Tensor,  # (B, C, H, W)

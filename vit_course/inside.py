@@ -111,7 +111,7 @@ def _is_timm(layer: nn.Module) -> bool:
 def _is_huggingface(layer: nn.Module) -> bool:
     return _from(layer, "transformers") and hasattr(layer, "config") and hasattr(layer, "scaling")
 
-
+# %% ../nbs/toolbox/inside.ipynb #39000daa
 FAMILIES = {  # library: (recognise a layer, ask it)
     "vit_course": (lambda layer: isinstance(layer, MultiHeadAttention), ask_ours),
     "torch": (lambda layer: isinstance(layer, nn.MultiheadAttention), ask_torch),
@@ -162,7 +162,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     model = getattr(model, "_orig_mod", model)
     return model.module if isinstance(model, nn.DataParallel) else model
 
-
+# %% ../nbs/toolbox/inside.ipynb #e1bc38c6
 def _chosen(found: list, layers: list[int] | None) -> list:
     "The chosen ones among the layers, in the model's order."
     if layers is None:
@@ -172,7 +172,7 @@ def _chosen(found: list, layers: list[int] | None) -> list:
         raise ValueError(f"layers={list(layers)} must name some of the {len(found)} layers: 0 to {len(found) - 1}, or -1 for the last")
     return [found[i] for i in sorted({i % len(found) for i in layers})]
 
-
+# %% ../nbs/toolbox/inside.ipynb #766cf386
 def _checked(weights: Tensor, batch: int) -> Tensor:
     "A map from all tokens of an image to all tokens, or an error."
     if weights.ndim != 4 or len(weights) != batch or weights.shape[2] != weights.shape[3]:
@@ -238,7 +238,7 @@ def _score(logits: Tensor, target: int | Tensor | None) -> Tensor:
         raise ValueError(f"target={target.tolist()} must lie in 0..{logits.shape[1] - 1}")
     return logits.gather(1, target[:, None]).sum()
 
-
+# %% ../nbs/toolbox/inside.ipynb #60f43f6f
 def attention_and_gradients(
     model: nn.Module,  # images in, logits out
     images: Tensor,  # (B, C, H, W)

@@ -152,7 +152,7 @@ def attention_explorer(
     _close(still)
     return explorer
 
-
+# %% ../nbs/toolbox/interactive.ipynb #6f631789
 def _close(figure) -> None:
     "Forget a figure that has become a picture, so that a notebook does not show it as well."
     import matplotlib.pyplot as plt

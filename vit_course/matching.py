@@ -187,7 +187,7 @@ def _patchwise(module, name):
         slots += [Slot("plain", (width,), "Linear", lambda b: {f"{name}proj.bias": b})]
     return slots
 
-
+# %% ../nbs/toolbox/matching.ipynb #af79e574
 LAYOUTS = {"LinearStem": _patchwise, "MultiHeadAttention": _fused, "MultiHeadSelfAttention": _listed, "AttentionHead": _single,
            "HeadwiseAttention": _headwise, "CrossAttention": _crossed}
 
@@ -322,7 +322,7 @@ def _attention_readings(group: list[Weight], slot: Slot) -> list[tuple]:
         return [((perm, o), v if perm is None else v[list(perm)]) for perm in perms for o, v in read]
     return list(_separate(group, sizes, wanted))
 
-
+# %% ../nbs/toolbox/matching.ipynb #af128ee9
 def _orders(weight: Weight, sizes: dict[str, int], wanted: str) -> list[tuple[str, ...]]:
     "Orders of the factors, the usual ones first; torch's layers keep their inputs in the last axis."
     orders = list(factorings(tuple(weight.value.shape), sizes))
@@ -353,7 +353,7 @@ def _separate(group: list[Weight], sizes: dict[str, int], wanted: str) -> Iterat
         for perm in _likely_orders(group):
             yield (perm, *[o for o, _ in reading]), value[list(perm)]
 
-
+# %% ../nbs/toolbox/matching.ipynb #8f7dda84
 def _one_layout(orders: list[tuple[str, ...]]) -> bool:
     "Whether the factors but t come in the same order everywhere."
     return len({tuple(s for s in o if s != "t") for o in orders}) == 1
@@ -437,7 +437,7 @@ def _kind_key(slot: Slot, group: list[Weight]):
     "Slots with the same key are read in the same way."
     return slot.kind, slot.shape, tuple(tuple(w.value.shape) for w in group), tuple(w.owner for w in group)
 
-
+# %% ../nbs/toolbox/matching.ipynb #71c5896a
 def _consistent(how: dict, choices: dict) -> bool:
     "A bias must be cut like the weight it belongs to, and be in the same order unless the names say otherwise."
     keys = {key[0]: key for key in how if key[0] != "plain"}
@@ -463,7 +463,7 @@ class _Called(nn.Module):
     def forward(self):
         return self.call(self.module)
 
-
+# %% ../nbs/toolbox/matching.ipynb #186d6e5b
 def outputs_with(
     module: nn.Module,
     call: Callable[[nn.Module], object],  # runs the module once, and gives a tensor

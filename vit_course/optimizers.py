@@ -61,7 +61,7 @@ def bf16_speedup(
         best[dtype] = min(_seconds(lambda: matrix @ matrix) for _ in range(10))
     return best[torch.float32] / best[torch.bfloat16]
 
-
+# %% ../nbs/toolbox/optimizers.ipynb #eeaa51b9
 def bf16_is_faster(
     gain: float = 1.5,  # how many times as fast it must be
     size: int = 256,  # side of the matrices that are multiplied
@@ -92,7 +92,7 @@ def _average(p: nn.Parameter, state: dict, momentum: float) -> Tensor:
         state["momentum_buffer"] = torch.zeros_like(p)
     return p.grad.lerp(state["momentum_buffer"].lerp_(p.grad, 1 - momentum), momentum)
 
-
+# %% ../nbs/toolbox/optimizers.ipynb #a143d63f
 def _move(params, directions: Tensor, lr: float, weight_decay: float):
     "Decay, then a step of AdamW's usual size."
     size = 0.2 * lr * math.sqrt(max(params[0].shape))
@@ -179,7 +179,7 @@ def hidden_matrices(
     "The weights of linear layers inside an encoder's blocks: what Muon is for."
     return {n: p for n, p in model.named_parameters() if ".blocks." in f".{n}" and n.endswith("weight") and p.ndim == 2}
 
-
+# %% ../nbs/toolbox/optimizers.ipynb #955fde4d
 def make_optimizer(
     name: str,  # "adamw" or "muon"
     model: nn.Module,

@@ -593,7 +593,7 @@ def _arrow_along(ax, points, color="0.3"):
     style = {"arrowstyle": "-|>", "color": color, "lw": 1.1, "shrinkA": 0, "shrinkB": 0}
     ax.annotate("", points[-1], points[-2], arrowprops=style)
 
-
+# %% ../nbs/toolbox/plots.ipynb #16169921
 def _step_box(ax, x, y, text, steps, color):
     "A rounded box with its step numbers on a badge at the right."
     shape = "round,pad=0,rounding_size=0.12"
@@ -850,7 +850,7 @@ def stretch_maps(
     options = {"mode": "bilinear", "align_corners": False} if smooth else {"mode": "nearest"}
     return torch.nn.functional.interpolate(maps[:, None].float(), size=tuple(size), **options)[:, 0]
 
-
+# %% ../nbs/toolbox/plots.ipynb #f3c9bba6
 def draw_overlay(
     ax: plt.Axes,
     image: Tensor,  # (C, H, W), floats in 0..1

@@ -166,7 +166,7 @@ class Seen:
     gradients: object = None  # of the inputs that are floats
     origin: tuple | None = None  # which call of which trial it was
 
-
+# %% ../nbs/toolbox/probes.ipynb #03958b87
 def _tensors(tree) -> list[Tensor]:
     "All tensors of a nest."
     if isinstance(tree, Tensor):
@@ -240,7 +240,7 @@ def by_chance(
         found.append(torch.stack([x.mean(0), x.std(0), zeros, mixed.std().expand(x.shape[1])]))
     return found
 
-
+# %% ../nbs/toolbox/probes.ipynb #24952079
 def alike_by_chance(
     a,  # from `by_chance`
     b,

@@ -168,7 +168,7 @@ def norm_eps(model: nn.Module) -> float:
         raise ValueError(f"norms with epsilons {found}: our ViT has one for all")
     return found[0]
 
-
+# %% ../nbs/toolbox/sources.ipynb #f2a89f47
 def activation_name(module: nn.Module) -> str:
     "The name that `ViT` has for an activation."
     x = torch.linspace(-10, 10, 101)  # beyond 6, where ReLU6 bends
@@ -202,7 +202,7 @@ def _timm_pool(model: nn.Module) -> dict:
         raise ValueError("our ViT does not have pool_include_prefix=True: its mean is over patches")
     return {"pool": pool} if pool else {}
 
-
+# %% ../nbs/toolbox/sources.ipynb #3f671ae8
 def timm_facts(model: nn.Module) -> dict:
     "Options of `ViT` that timm's model has, and its weights do not show."
     if not all(hasattr(model, part) for part in ("patch_embed", "blocks", "global_pool")):
@@ -332,7 +332,7 @@ def save_vit(
     "Weights and options in one file, written whole or not at all."
     save_tensors(vit, path, {"vit": json.dumps(options_of(vit))})
 
-
+# %% ../nbs/toolbox/sources.ipynb #f29d020d
 def load_vit(
     path: str | Path,  # written by `save_vit`
 ) -> ViT:  # in evaluation mode, in float32
@@ -390,7 +390,7 @@ def _timm_options(vit: ViT) -> dict:
         "norm_layer": lambda dim, **kwargs: nn.LayerNorm(dim, eps=own["eps"]),
     }
 
-
+# %% ../nbs/toolbox/sources.ipynb #63f5e0fb
 def to_timm(
     vit: ViT,
 ) -> nn.Module:  # a timm `VisionTransformer` in evaluation mode, with equal logits
