@@ -8,7 +8,7 @@ __all__ = ['course_folder', 'free_name', 'free_file', 'FashionMini', 'load_fashi
            'EachOnce', 'even_batch_size', 'to_floats', 'split_off', 'FashionMiniData', 'TorchvisionData', 'open_source',
            'as_arrays', 'FashionMNISTData', 'CIFAR10Data', 'find_splits', 'ResizeAndCut', 'FolderImages',
            'split_folder', 'read_all', 'read_folder', 'check_same_classes', 'ImageFolderData', 'folder_stats',
-           'open_test_set']
+           'unzip_test', 'open_test_set']
 
 # %% ../nbs/toolbox/data.ipynb #2c785b97
 import copy
@@ -17,7 +17,9 @@ import itertools
 import json
 import math
 import os
+import tempfile
 import warnings
+import zipfile
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -593,9 +595,19 @@ def folder_stats(
     mean, std = cached(key, compute)
     return mean, std
 
+# %% ../nbs/toolbox/data.ipynb #1ea05d82
+def unzip_test(archive: Path, target: str) -> Path:
+    "The files test/* of a zip file in a folder; an error where there are none."
+    with zipfile.ZipFile(archive) as packed:
+        names = [name for name in packed.namelist() if name.startswith("test/")]
+        if not names:
+            raise FileNotFoundError(f"no folder test in data_dir={archive.absolute()}: wanted test/<class>/*.jpg in the zip file")
+        packed.extractall(target, names)
+    return Path(target)
+
 # %% ../nbs/toolbox/data.ipynb #0ceb0cc7
 def open_test_set(
-    data_dir: str | Path,  # holds test/<class>/*, or a data set as torchvision keeps it
+    data_dir: str | Path,  # holds test/<class>/*, or a data set as torchvision keeps it; or a zip file with test/<class>/*
     classes: list[str],  # in the order of the model's labels
     img_size: tuple[int, int],  # (H, W) of the model
     in_chans: int,  # of the model: 1 (grey) or 3
@@ -604,6 +616,9 @@ def open_test_set(
     if not classes:
         raise ValueError(f"classes={classes}: labels are matched by name, so the model must know its classes' names")
     folder = Path(data_dir).expanduser()
+    if zipfile.is_zipfile(folder):
+        with tempfile.TemporaryDirectory() as unpacked:
+            return open_test_set(unzip_test(folder, unpacked), classes, img_size, in_chans)
     if (folder / "test").is_dir():
         found = read_folder(folder / "test", img_size, "raise")
         arrays = read_all(found)

@@ -19,6 +19,15 @@ from torch.optim import AdamW, Optimizer
 
 from .attention import cpu_has_bf16
 
+# %% ../nbs/toolbox/optimizers.ipynb #3140987d
+def _fused_devices() -> set[str]:
+    "Kinds of device for which this torch has one kernel for a whole step, by its own list."
+    try:
+        from torch.utils._foreach_utils import _get_fused_kernels_supported_devices as theirs
+    except ImportError:  # no promise of torch's
+        return {"cpu", "cuda"}
+    return set(theirs())
+
 # %% ../nbs/toolbox/optimizers.ipynb #c02d7cf8
 def fused_adamw(
     groups: list[dict],  # parameter groups
@@ -29,7 +38,7 @@ def fused_adamw(
     "AdamW in one kernel, where the parameters' device has it."
     groups = list(groups)
     devices = {p.device.type for group in groups for p in group["params"]}
-    optimizer = AdamW(groups, lr=lr, betas=tuple(betas), weight_decay=weight_decay, fused=devices <= {"cpu", "cuda"})
+    optimizer = AdamW(groups, lr=lr, betas=tuple(betas), weight_decay=weight_decay, fused=devices <= _fused_devices())
     optimizer._step_supports_amp_scaling = False  # gradients may be clipped
     return optimizer
 
