@@ -154,6 +154,8 @@ class RandomErasing(nn.Module):
         inside = erasing_masks(len(images), self.scale, self.ratio, *images.shape[-2:])
         inside &= (torch.rand(len(images)) < self.p)[:, None, None]
         value = torch.tensor(self.value).to(images).view(-1, 1, 1)
+        if len(value) not in (1, images.shape[1]):
+            raise ValueError(f"value={self.value} must be one number, or one for each of {images.shape[1]} channels")
         return torch.where(inside[:, None].to(images.device), value, images)
 
 # %% ../nbs/toolbox/augment.ipynb #8a1cef42

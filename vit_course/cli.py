@@ -79,6 +79,10 @@ def chosen_once(
 class SafeCLI(LightningCLI):
     "Lightning's command line, more careful with checkpoints."
 
+    @staticmethod
+    def subcommands():  # no predict: it would throw its answers away; `evaluate` and `rollout` are there for them
+        return {name: taken for name, taken in LightningCLI.subcommands().items() if name != "predict"}
+
     def _parse_ckpt_path(self):
         # Lightning lets the checkpoint's options replace those that were asked for, without a word; here the
         # command says what is built, and a checkpoint that does not fit is an error
@@ -147,6 +151,8 @@ class ResumeHint(Callback):
     "Says how to go on when a run is stopped."
 
     def on_exception(self, trainer, module, exception):
+        if trainer.state.fn != "fit":
+            return
         last = last_checkpoint(trainer)
         if last:
             print(f"\nStopped in epoch {trainer.current_epoch}. Go on from the last whole epoch with the same command and"
@@ -198,7 +204,7 @@ def _no_advertisement(line: logging.LogRecord) -> bool:
 
 # %% ../nbs/toolbox/cli.ipynb #7fb300b9
 def run_lightning(args: list[str]) -> CourseCLI:
-    "Lightning's sub-commands: fit, validate, test, predict."
+    "Lightning's sub-commands: fit, validate, test."
     # images in memory need no loading processes; Lightning against newer torch; a resumed run has its own folder
     for message in (".*does not have many workers.*", ".*LeafSpec.*", ".*dirpath has changed.*"):
         warnings.filterwarnings("ignore", message)
@@ -217,11 +223,14 @@ def finish_run(cli: CourseCLI) -> None:
     if not trainer.is_global_zero:
         return
     best = trainer.checkpoint_callback.best_model_path or last_checkpoint(trainer)
+    if not best:
+        return print("\nNo epoch was finished: there is no checkpoint to test.")
     seconds = next(c for c in trainer.callbacks if isinstance(c, Timer)).time_elapsed("train")
     batches = trainer.fit_loop.epoch_loop.batch_progress.total.processed  # with those of a run that this one goes on from
     epochs = round(batches / trainer.num_training_batches, 2) if batches else 0
+    in_epoch = min(len(data.sets["train"]), trainer.num_training_batches * data.batch_size * trainer.world_size)
     extra = {
-        "epochs": epochs, "seconds": round(seconds, 1), "images_per_second": round(epochs * len(data.sets["train"]) / max(seconds, 1e-9)),
+        "epochs": epochs, "seconds": round(seconds, 1), "images_per_second": round(epochs * in_epoch / max(seconds, 1e-9)),
         "precision": str(trainer.precision), "threads": torch.get_num_threads(),
         "processes": trainer.world_size, "checkpoint": Path(best).name,
     }
@@ -257,7 +266,7 @@ def read_images(
         try:
             with Image.open(path) as file:
                 pictures.append(fit(file.convert("L" if in_chans == 1 else "RGB")))
-        except OSError as error:
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow's, for broken files of all kinds
             raise ValueError(f"cannot read the image {path}: {error}") from error
     return torch.stack(pictures).float() / 255
 
@@ -323,7 +332,7 @@ def save_rollout(lit: LitViT, pictures, titles: list[str], path: Path, **options
     print(f"wrote {path}")
 
 # %% ../nbs/toolbox/cli.ipynb #ca32f572
-HELP = """usage: vit-course {{fit,validate,test,predict}} --config RECIPE [options]
+HELP = """usage: vit-course {{fit,validate,test}} --config RECIPE [options]
        vit-course rollout MODEL [--images+ FILE] ... [options]
 
 A RECIPE is the name of a shipped one or a YAML file. Shipped: {recipes}

@@ -20,6 +20,7 @@ import os
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -117,7 +118,10 @@ def cache_dir() -> Path:
     return Path(os.environ.get("VIT_COURSE_CACHE") or Path.home() / ".cache" / "vit_course")
 
 # %% ../nbs/toolbox/data.ipynb #b3029186
-def cached(key: str, compute):
+def cached(
+    key: str,
+    compute: Callable,  # no arguments; gives what JSON can hold (tuples come back as lists)
+):
     "`compute()`, or what it gave the last time for the same key."
     path = cache_dir() / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     try:
@@ -256,7 +260,8 @@ def make_loader(
     "A loader of one set; each process of a distributed run gets its share."
     trainer = None if whole else data.trainer
     world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-    images, workers = data.sets[split], data.num_workers
+    images = data.sets[split]
+    workers = 0 if isinstance(images, ImageArrays) else data.num_workers  # memory needs no processes to read it
     kind = DistributedSampler if shuffle else EachOnce  # in training, processes step together: equal shares
     sampler = kind(images, world, rank, shuffle=shuffle, seed=data.seed)
     batch_size = data.batch_size if shuffle else even_batch_size(data.batch_size, len(images), world)
@@ -342,7 +347,7 @@ class FashionMiniData(ImageData):
         mixup: float = 0.0,  # strength of mixup in training; 0: off
         cutmix: float = 0.0,  # the same for cutmix
         val_fraction: float = 0.1,  # share of the training images kept for validation
-        num_workers: int = 0,  # loading processes; images in memory need none
+        num_workers: int = 0,  # has no effect: the images lie in memory
         seed: int = 0,  # of the split and of the order
     ):
         super().__init__(data_dir, 28, batch_size, augment, mixup, cutmix, num_workers, seed)
@@ -359,7 +364,7 @@ class FashionMiniData(ImageData):
 class TorchvisionData(ImageData):
     "A torchvision data set that fits into memory; a share of its training images is kept for validation."
 
-    source, example = None, ""  # torchvision's class; a line that would fetch the data
+    source, size = None, None  # torchvision's class; side of its images, in pixels
 
     def __init__(
         self,
@@ -370,7 +375,7 @@ class TorchvisionData(ImageData):
         cutmix: float = 0.0,  # the same for cutmix
         download: bool = False,  # fetch the files if they are not there
         val_fraction: float = 0.1,  # share of the training images kept for validation
-        num_workers: int = 0,  # loading processes; images in memory need none
+        num_workers: int = 0,  # has no effect: the images lie in memory
         seed: int = 0,  # of the split and of the order
     ):
         super().__init__(data_dir, self.size, batch_size, augment, mixup, cutmix, num_workers, seed)
@@ -387,7 +392,7 @@ def open_source(data: TorchvisionData, train: bool) -> Dataset:
     "torchvision's data set, or an error that says where it was looked for."
     try:
         return data.source(data.data_dir, train=train, download=data.download)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:  # no files; no network
         folder, name = data.data_dir.absolute(), data.source.__name__
         advice = "Say download=True (on the command line: --data.download true) to fetch it there"
         if data.download:
@@ -479,7 +484,7 @@ class FolderImages(datasets.ImageFolder):
         "A batch of what could be read."
         readable = [item for item in batch if item is not None]
         if not readable:
-            raise ValueError("none of the images of a batch could be read")
+            raise ValueError("none of the images of a batch could be read: remove them, or keep the set in memory (in_memory=True)")
         images, labels = zip(*readable)
         return torch.stack(images), torch.tensor(labels)
 
@@ -501,7 +506,7 @@ def split_folder(
 # %% ../nbs/toolbox/data.ipynb #55d8b7bd
 def read_all(
     images: FolderImages,
-    num_workers: int = 0,  # reading processes
+    num_workers: int = 0,  # reading processes, from 1,000 files on
 ) -> ImageArrays:
     "A folder's images in memory."
     workers = num_workers if len(images) >= 1000 else 0
@@ -551,10 +556,10 @@ class ImageFolderData(ImageData):
         augment: bool | str = True,  # true: "flip_crop"; or another name in `augment.POLICIES`
         mixup: float = 0.0,  # strength of mixup in training; 0: off
         cutmix: float = 0.0,  # the same for cutmix
-        on_corrupt: str = "raise",  # a file that can't be read: "raise" stops, "skip" warns and goes on
+        on_corrupt: str = "raise",  # a file that can't be read: "raise" stops; "skip" goes on, with a warning, while a batch has others
         val_fraction: float = 0.1,  # without a folder valid: share of train kept for validation
         in_memory: bool | None = None,  # read all files once, at the start; None: if they take 1 GiB at the most
-        num_workers: int = 2,  # loading processes, where the files are read batch by batch
+        num_workers: int = 2,  # processes that read files: batch by batch, or once, if there are 1,000 or more
         seed: int = 0,  # of the split and of the order
     ):
         if on_corrupt not in ("raise", "skip"):
@@ -590,7 +595,10 @@ def folder_stats(
 
     def compute():
         read = (images[i] for i in range(0, len(images), step))
-        return channel_stats(torch.stack([item[0] for item in read if item is not None]))
+        found = [item[0] for item in read if item is not None]
+        if not found:
+            raise ValueError(f"none of the images of {images.root} could be read")
+        return channel_stats(torch.stack(found))
 
     mean, std = cached(key, compute)
     return mean, std
@@ -625,7 +633,7 @@ def open_test_set(
         pixels, labels = arrays.images, arrays.labels
         pixels = v2.functional.rgb_to_grayscale(pixels) if in_chans == 1 else pixels
     else:
-        found = open_source(_torchvision_set(folder, img_size, in_chans), train=False)
+        found = _torchvision_set(folder, img_size, in_chans)
         pixels, labels = as_arrays(found)
     if set(found.classes) != set(classes):
         raise ValueError(f"the classes in data_dir={folder} are {list(found.classes)}, the model's are {list(classes)}")
@@ -633,9 +641,13 @@ def open_test_set(
     return ImageArrays(pixels, order[labels], len(classes))
 
 # %% ../nbs/toolbox/data.ipynb #9e93c298
-def _torchvision_set(folder: Path, img_size: tuple[int, int], in_chans: int) -> TorchvisionData:
-    "The data set that fits a model of this size."
+def _torchvision_set(folder: Path, img_size: tuple[int, int], in_chans: int) -> Dataset:
+    "The test images, as torchvision keeps them, of the data set that fits a model of this size."
+    wanted = f"no folder test in data_dir={folder.absolute()}: wanted test/<class>/*.jpg"
     for kind in (FashionMNISTData, CIFAR10Data):
-        if (kind.in_chans, kind.size, kind.size) == (in_chans, *img_size) and folder.is_dir():
-            return kind(str(folder))
-    raise FileNotFoundError(f"no folder test in data_dir={folder.absolute()}: wanted test/<class>/*.jpg, or torchvision's files")
+        if (kind.in_chans, kind.size, kind.size) == (in_chans, *img_size):
+            try:
+                return kind.source(folder, train=False)
+            except (RuntimeError, OSError) as error:
+                raise FileNotFoundError(f"{wanted}, or {kind.source.__name__} as torchvision keeps it") from error
+    raise FileNotFoundError(f"{wanted} (no data set of torchvision's that is read here has {in_chans} x {tuple(img_size)} pixels)")

@@ -22,11 +22,15 @@ def written_whole(
 ) -> Iterator[Path]:  # where the block is to write
     "A path beside the target, renamed to it when the block ends well, removed when it does not."
     path = Path(path)
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}, make it first")
     if not replace and path.exists():
         raise FileExistsError(f"{path} exists already: choose another name, nothing is overwritten")
     part = path.with_name(f"{path.name}.{os.getpid()}.part")  # two processes do not share one
     try:
         yield part
+        if not replace and path.exists():
+            raise FileExistsError(f"{path} was made meanwhile: nothing is overwritten")
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -110,8 +110,11 @@ def _move(params, directions: Tensor, lr: float, weight_decay: float):
 
 
 def _fast_dtype(x: Tensor) -> torch.dtype:
-    "bfloat16 where the tensor's device multiplies it clearly faster, else 32 bits."
-    fast = x.is_cuda or x.device.type == "cpu" and cpu_has_bf16() and bf16_is_faster()
+    "bfloat16 where a graphics card has units for it, or the CPU multiplies it clearly faster; else 32 bits."
+    if x.is_cuda:
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = x.device.type == "cpu" and cpu_has_bf16() and bf16_is_faster()
     said = [torch.bfloat16 if fast else torch.float32]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.broadcast_object_list(said, src=0)  # the first process's answer, or weights would drift apart
@@ -195,7 +198,7 @@ def make_optimizer(
     groups: list[dict],  # of all parameters, as `decay_groups` gives them
     lr: float,  # peak learning rate
     betas: tuple[float, float],  # AdamW's two memories
-    weight_decay: float,  # of matrices
+    weight_decay: float,  # of Muon's matrices; AdamW's groups bring their own
 ) -> Optimizer:
     "AdamW, or Muon for the blocks' matrices beside AdamW."
     if name == "adamw":
