@@ -1,4 +1,5 @@
 "What a user meets on the command line: mistakes, folders, interruptions."
+import re
 import signal
 import sys
 import time
@@ -80,6 +81,28 @@ def fill(self, trainer, module):
 EpochSeed.on_train_epoch_start = fill
 from vit_course.cli import main; main()
 """
+
+
+# a processor that is fast in bfloat16, whatever this one is; the model says in which format it answers
+FAST = """
+import vit_course.cli as cli
+from vit_course.vit import ViT
+cli.best_precision, old = lambda **options: "bf16-mixed", ViT.forward
+def spoken(self, images):
+    logits = old(self, images)
+    print("logits in", logits.dtype, flush=True)
+    return logits
+ViT.forward = spoken
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("asked, taken, dtype", [([], "bf16-mixed", "bfloat16"), (["--trainer.precision", "32-true"], "32-true", "float32")])
+def test_the_format_is_chosen_unless_it_is_asked_for(command_line, asked, taken, dtype):
+    plain = SMALL[: SMALL.index("--trainer.precision")]
+    output = command_line("fit", *plain, *asked, "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", code=FAST)
+    assert set(re.findall(r"logits in torch.(\w+)", output)) == {dtype}
+    assert f"precision: {taken}" in (command_line.folder / "runs/quickstart/config.yaml").read_text()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")

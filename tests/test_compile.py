@@ -93,6 +93,18 @@ def test_outputs_and_gradients(pair, size):
     torch.testing.assert_close(translated_grads, grads, **EXACT)
 
 
+def test_outputs_and_gradients_in_bfloat16(pair):
+    eager, images_and_labels = pair[0], batch(4)
+    translated = copy.deepcopy(eager)
+    translated.compile(backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        (logits, grads), (others, other_grads) = (gradients(model, *images_and_labels) for model in (eager, translated))
+    assert logits.dtype == torch.bfloat16
+    torch.testing.assert_close(others, logits, atol=0.05, rtol=0.05)
+    for name, grad in grads.items():
+        assert (other_grads[name] - grad).norm() <= 0.05 * grad.norm() + 1e-3, name
+
+
 def test_names_of_weights_stay(pair, tmp_path):
     eager, translated = pair
     assert list(translated.state_dict()) == list(eager.state_dict())

@@ -31,7 +31,7 @@ pytestmark = [
 
 def environment(**more) -> dict[str, str]:
     "What a process of a run gets: nothing of other runs, and this folder's classes."
-    clean = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "VIT_COURSE_RUN_DIR")}
+    clean = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "VIT_COURSE_RUN_DIR", "VIT_COURSE_PRECISION")}
     return clean | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)} | more
 
 
@@ -92,6 +92,28 @@ def test_one_log_one_report_and_the_same_weights(runs):
     one, two = (json.loads((folder / run / "metrics.json").read_text()) for run in ("one", "two"))
     assert one["test_accuracy"] == pytest.approx(two["test_accuracy"], abs=0.01)
     assert (one["processes"], two["processes"]) == (1, 2)
+
+
+class StopAfterOne(pl.Callback):
+    "Ends the run after its first epoch, in all processes; its schedule is that of the whole run."
+
+    def on_train_epoch_end(self, trainer, module):
+        trainer.should_stop = trainer.current_epoch == 0
+
+
+def test_a_stopped_run_of_two_processes_goes_on(runs):
+    "To the weights and losses of the run that was never stopped, in one new folder."
+    folder, _ = runs
+    two = [*TWO, "--data.batch_size", 20, "--report", "false"]
+    fit(folder, "--run_dir", "stopped", *two, "--trainer.callbacks+", "test_distributed.StopAfterOne")
+    assert len(logged(folder / "stopped", "val_loss")) == 1
+    fit(folder, "--run_dir", "resumed", *two, "--ckpt_path", "stopped/checkpoints/last.ckpt")
+    for name in ("train_loss", "val_loss"):
+        assert logged(folder / "resumed", name) == pytest.approx(logged(folder / "two", name)[1:], abs=1e-6)
+    weights = [torch.load(next((folder / run / "checkpoints").glob("last*.ckpt")))["state_dict"] for run in ("two", "resumed")]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], atol=1e-6, rtol=0)
+    assert not [path for run in ("stopped", "resumed") for path in folder.glob(f"{run}-*")]
 
 
 def test_every_image_counts_once(runs):
