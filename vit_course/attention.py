@@ -258,13 +258,13 @@ def _use_manual(layer, q, dropping):
 # %% ../nbs/03_attention.ipynb #5f1e0c7b
 def _split(qkv, num_heads):
     "`split_heads`, but cut before anything is moved, which saves the backward pass a copy."
-    parts = rearrange(qkv, "b n (three h d) -> b n three h d", three=3, h=num_heads).unbind(dim=2)
-    return [rearrange(part, "b n h d -> b h n d") for part in parts]
+    parts = qkv.unflatten(-1, (3, num_heads, -1)).unbind(dim=2)  # (B, N, h, d) each
+    return [part.transpose(1, 2) for part in parts]
 
 
 def _weights(q, k, mask):
     "softmax(q kᵀ / sqrt(d)), divided by the product itself."
-    flat_q, flat_k = (rearrange(t, "b h n d -> (b h) n d") for t in (q, k))
+    flat_q, flat_k = q.flatten(0, 1), k.flatten(0, 1)  # (B * h, N, d)
     scores = torch.baddbmm(q.new_zeros(()), flat_q, flat_k.mT, beta=0, alpha=q.shape[-1] ** -0.5)
     return _apply_mask(scores.unflatten(0, q.shape[:2]), mask).softmax(dim=-1)
 
