@@ -728,10 +728,14 @@ def _describe_error(error) -> tuple[str, str]:
             "It changes a tensor in place that needs a gradient. An input is the caller's: make a new tensor. "
             "For the start values of an nn.Parameter, compute them first, or use torch.no_grad()."
         )
+    if isinstance(error, AttributeError) and "'NoneType' object" in text:
+        return "error", f"{text}: something here is None. Does a function that you call lack its `return`?"
     if isinstance(error, AttributeError) and "has no attribute" in text:
         return "misspelt-name", f"A name does not exist: {text}. Is it misspelt, here or where it is set?"
     if isinstance(error, NameError):
         return "misspelt-name", f"A name does not exist: {text}. Is it misspelt, or imported further up?"
+    if "double" in text.lower() and "float" in text.lower().replace("float64", ""):
+        return "float64", f"Tensors of 32 and of 64 bits meet: {kind}: {text}. Make new tensors in the input's dtype."
     if "double" in text.lower():  # calls are made in 64 bits first
         return "float64", f"It fails for tensors in 64 bits: {kind}: {text}. Make new tensors in the input's dtype."
     return "error", f"{kind}: {text}"
@@ -780,7 +784,7 @@ def _describe_shape(got: tuple, wanted: tuple) -> tuple[str, str]:
     "Two shapes that differ."
     said = f"The shape is {got}; it should be {wanted}"
     if len(wanted) > 1 and got == wanted[1:]:
-        return "no-batch-axis", f"{said}: the batch axis is lost."
+        return "no-batch-axis", f"{said}: the first axis is lost (the batch's, where there is a batch)."
     if sorted(got) == sorted(wanted):
         return "axes-swapped", f"{said}: the right axes in another order."
     if math.prod(got) == math.prod(wanted):
@@ -799,6 +803,9 @@ def _describe_numbers(got: Tensor, wanted: Tensor) -> tuple[str, str]:
     if alike(got - shift, wanted):
         return "shift", f"All numbers are off by {shift:.4g}."
     share = ((got - wanted).abs() <= 1e-4 * wanted.abs().max().clamp(min=1e-12)).double().mean()
+    if share > 0.995:
+        far = (got - wanted).abs().max()
+        return "values", f"The numbers are nearly right: the largest difference is {far:.1e}. Look at an eps, a constant or an approximation."
     return "values", f"The shape is right, the numbers are not: {share:.0%} of them agree."
 
 # %% ../nbs/toolbox/exercises.ipynb #9392b4a2
@@ -962,7 +969,10 @@ def check(
     obj,  # your function or class
     name: str | None = None,  # of the exercise, if the object is called otherwise
 ) -> Outcome:
-    "Grade an answer: right, wrong, error or not attempted, with the cause and where to look."
+    """Grade an answer: right, wrong, error or not attempted, with the cause and where to look.
+
+    A right answer's points go to `progress_file()`; ours replaces an answer that nobody has begun. `ValueError` if no exercise has that name.
+    """
     exercise = _exercise_of(obj, name)
     namespace = sys._getframe(1).f_globals
     if stands_in(obj, exercise, namespace) or untouched(obj, exercise):
@@ -987,6 +997,9 @@ def _exercise_of(obj, name: str | None) -> Exercise:
 # %% ../nbs/toolbox/exercises.ipynb #df2d7ef5
 def grade(obj, exercise: Exercise) -> Outcome:
     "The outcome for an answer; nothing is recorded, and nothing outside is changed."
+    if torch.get_default_device().type != "cpu":
+        say = "`check` works on the CPU: run torch.set_default_device('cpu'), then check again."
+        return Outcome("error", exercise.name, 0, say, "default-device", of=exercise.points)
     status, cause, say, see = "error", "too-long", f"It was not finished after {SECONDS:g} seconds: is there a loop without an end?", ""
     try:
         with untouched_world(SECONDS):
@@ -1215,8 +1228,8 @@ def write_notebooks(
     for file in sorted(course_folder("exercises").glob("*.ipynb")):
         target = folder / file.name
         with contextlib.suppress(FileExistsError):
-            with target.open("xb") as copy_of:
-                copy_of.write(file.read_bytes())
+            with written_whole(target, replace=False) as part:
+                part.write_bytes(file.read_bytes())
             written.append(target)
     return written
 
@@ -1243,11 +1256,11 @@ def code_cells(notebook: bytes) -> list[str]:
 
 
 def asked_in(sources: list[str]) -> list[str]:
-    "The exercises of the lessons that a notebook is about."
+    "The exercises of the one lesson that most of a notebook's answers belong to; of equals, the earliest."
     text = "\n".join(sources)
     named = set(re.findall(r"^\s*(?:def|class)\s+(\w+)", text, re.M)) | set(re.findall(r"\bcheck\((\w+)", text))
     lessons = [bank()[n].lesson for n in named if n in bank()]
-    main = max(set(lessons), key=lessons.count, default=None)
+    main = max(sorted(set(lessons)), key=lessons.count, default=None)
     return [n for n, e in bank().items() if e.lesson == main]
 
 # %% ../nbs/toolbox/exercises.ipynb #340473ad
@@ -1308,7 +1321,7 @@ def run_marker(notebook: str, results: str) -> None:
 
 # %% ../nbs/toolbox/exercises.ipynb #670f23b3
 def grade_notebook(
-    file: str | Path,  # is read, never written
+    file: str | Path,  # is put back if its code changes it
     seconds: float = 600.0,  # after which the process is stopped
 ) -> dict:  # notebook, points, of, note, outcomes
     "Grade one learner's notebook in a process of its own."
@@ -1325,12 +1338,28 @@ def grade_notebook(
         ended = _run_in_process(Path(folder), content, seconds)
         state = _read_results(Path(folder), names)
     note = _note(state, ended, seconds)
-    if not file.exists() or file.read_bytes() != content:
-        file.write_bytes(content)
-        note.append("its code changed the original file, which was put back")
+    note += _put_back(file, content)
     of = sum(bank()[n].points for n in names)
     points = sum(o["points"] for o in state["outcomes"])
     return row | {"points": points, "of": of, "note": "; ".join(note), "outcomes": state["outcomes"]}
+
+# %% ../nbs/toolbox/exercises.ipynb #17cae460
+def _put_back(file: Path, content: bytes) -> list[str]:
+    "What was done for a file that is not as it was: by its own code, or by somebody who has saved it meanwhile."
+    from vit_course.data import free_name  # here, so that importing this module stays light
+
+    if file.exists() and file.read_bytes() == content:
+        return []
+    kept = ""
+    try:
+        if file.exists():
+            changed = free_name(f"{file}.changed")
+            file.replace(changed)
+            kept = f", what had become of it is kept as {changed.name}"
+        file.write_bytes(content)
+    except OSError as error:
+        return [f"the original file changed meanwhile, and could not be put back: {error}"]
+    return [f"the original file changed meanwhile (by its code, or saved by somebody) and was put back{kept}"]
 
 # %% ../nbs/toolbox/exercises.ipynb #39b3e32f
 def _run_in_process(folder: Path, content: bytes, seconds: float) -> int | None:
@@ -1425,8 +1454,12 @@ def grade_command(args: list[str]) -> None:
     options = parser.parse_args(args)
     if options.seconds <= 0:
         raise ValueError(f"seconds={options.seconds} must be more than 0")
+    options.output.absolute().parent.mkdir(parents=True, exist_ok=True)
     rows = []
-    for notebook in options.notebooks:
-        rows.append(grade_notebook(notebook, options.seconds))
-        print(grades_table(rows[-1:]), flush=True)
-    print("wrote", *write_grades(rows, options.output))
+    try:
+        for notebook in options.notebooks:
+            rows.append(grade_notebook(notebook, options.seconds))
+            print(grades_table(rows[-1:]), flush=True)
+    finally:  # what was graded before an interruption is not lost
+        if rows:
+            print("wrote", *write_grades(rows, options.output))

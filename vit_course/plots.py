@@ -107,12 +107,12 @@ def compare_lines(
     ylabel: str = "value",
     cols: int = 2,  # panels a row
 ) -> plt.Figure:
-    "One panel a title, with a dotted line a labelled series; the first series lies on top."
+    "One panel a title, with a marked line a labelled series; the first series lies on top."
     rows = math.ceil(len(panels) / cols)
     fig, axes = plt.subplots(rows, cols, figsize=(3.7 * cols, 2.4 * rows), squeeze=False)
     for ax, (title, lines) in zip(axes.flat, panels.items()):
         for n, (label, values) in enumerate(lines.items()):
-            style = {"marker": "osv^D"[n], "markersize": 4, "linewidth": 1}
+            style = {"marker": "osv^D"[n % 5], "markersize": 4, "linewidth": 1}
             ax.plot(values, label=label, zorder=9 - n, **style)  # the first on top
         low, high = ax.get_ylim()
         ax.set_ylim(low, high + 0.25 * (high - low))  # room for the legend
@@ -543,7 +543,7 @@ def growth_lines(
     "Numbers against sizes, both axes logarithmic, so that a power of the size is a straight line."
     ax = ax or plt.subplots(figsize=(4.6, 3))[1]
     for n, (label, values) in enumerate(lines.items()):
-        ax.plot(x, values, marker="osv^"[n], label=label)
+        ax.plot(x, values, marker="osv^"[n % 4], label=label)
     if slope is not None:
         last = float(list(lines.values())[0][-1])
         guide = [last * (size / x[-1]) ** slope for size in x]
@@ -559,7 +559,7 @@ def timing_dots(
     panels: dict,  # title -> {label: times of the repeats}
     unit: str = "milliseconds",
 ) -> plt.Figure:
-    "Every repeat of a timing as a dot and the median as a bar, a panel a setting."
+    "Repeats of a timing as dots (those beyond 1.6 times the largest median are cut off) and the median as a bar, a panel a setting."
     tall = 0.45 * max(len(times) for times in panels.values()) + 0.9
     fig, axes = plt.subplots(1, len(panels), figsize=(3.1 * len(panels), tall), squeeze=False, sharey=True)
     for ax, (title, times) in zip(axes[0], panels.items()):
@@ -606,7 +606,7 @@ def _step_box(ax, x, y, text, steps, color):
 
 # %% ../nbs/toolbox/plots.ipynb #5d4f5ea1
 def draw_sixteen_steps(ax: plt.Axes | None = None) -> plt.Axes:
-    "The Transformer of Vaswani et al. (2017) as boxes: encoder left, decoder right, the steps 1 to 16 on badges."
+    "The Transformer of Vaswani et al. (2017) as boxes: encoder left, decoder right, the steps 1 to 16 on badges, the third as a note."
     ax = ax or plt.subplots(figsize=(6.8, 8.2))[1]
     for column, y, *rest in _STEP_BOXES:
         _step_box(ax, column * _COLUMN, y, *rest)
