@@ -29,10 +29,11 @@ def erase_patches(
         raise ValueError(f"count={count} must be 0 to {rows * cols}")
     if images.shape[2] % rows or images.shape[3] % cols:
         raise ValueError(f"images of {tuple(images.shape[2:])} pixels do not divide into grid={tuple(grid)}")
-    gone = torch.zeros(order.shape, dtype=torch.bool).scatter(1, order[:, :count], True)
+    gone = torch.zeros(order.shape, dtype=torch.bool, device=images.device)
+    gone = gone.scatter(1, order[:, :count].to(images.device), True)
     gone = gone.view(-1, 1, rows, cols)
     gone = gone.repeat_interleave(images.shape[2] // rows, 2).repeat_interleave(images.shape[3] // cols, 3)
-    return torch.where(gone, fill, images)
+    return torch.where(gone, torch.as_tensor(fill, dtype=images.dtype, device=images.device), images)
 
 # %% ../nbs/toolbox/faithfulness.ipynb #1ae364ec
 @torch.no_grad()
@@ -45,6 +46,8 @@ def erase_step_by_step(
     fill: Tensor,
 ) -> tuple[Tensor, Tensor]:  # (B, N + 1) twice: right or not; probability of the first prediction
     "What the model says while patches disappear, from none to all."
+    if labels.shape != (len(images),):
+        raise ValueError(f"labels has shape {tuple(labels.shape)}: use ({len(images)},), one class an image")
     right, probability = [], []
     with looking_inside(model, [], None):  # in eval mode, put back afterwards
         first = model(images).argmax(dim=1)
@@ -90,7 +93,7 @@ def _class_row(rollout: Tensor, model: nn.Module) -> Tensor:  # (B, N, N) -> (B,
 
 # %% ../nbs/toolbox/faithfulness.ipynb #38e84d78
 def gradient_times_input(
-    model: nn.Module,
+    model: nn.Module,  # with `grid` (rows, cols), or a `vit` that has it
     images: Tensor,  # (B, C, H, W)
 ) -> Tensor:  # (B, rows, cols)
     "Pixels times the gradient of the predicted class's score, summed over each patch."
@@ -102,7 +105,7 @@ def gradient_times_input(
 
 # %% ../nbs/toolbox/faithfulness.ipynb #d13ef789
 def ink(
-    model: nn.Module,
+    model: nn.Module,  # with `grid` (rows, cols), or a `vit` that has it
     images: Tensor,  # (B, C, H, W)
 ) -> Tensor:  # (B, rows, cols)
     "Mean brightness of each patch: a baseline that knows nothing of the model."
@@ -115,6 +118,8 @@ def scores_by_method(
     start_layer: int = 3,  # of the second rollout; the first begins at layer 0
 ) -> dict[str, Tensor]:  # name -> (B, rows, cols)
     "The maps that lesson 7 compares, and two baselines."
+    if not hasattr(getattr(model, "vit", model), "pool"):
+        raise ValueError(f"model={type(model).__name__} is no ViT: turn it into one by from_timm or its siblings (lesson 9)")
     if (pool := getattr(model, "vit", model).pool) != "cls":
         raise ValueError(f"model has pool={pool!r}: these maps are the class token's row, so use one with pool='cls'")
     attention = capture_attention(model, images)  # (L, B, h, N, N)
@@ -135,17 +140,18 @@ def scores_by_method(
 # %% ../nbs/toolbox/faithfulness.ipynb #f41700be
 def bootstrap_interval(
     values: Tensor,  # (B,), one an image
-    level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
+    level: float = 0.95,  # chance that the interval is to hold the true mean
+    draws: int = 2000,  # resampled sets of B images
+    seed: int = 0,  # of the draws
 ) -> tuple[float, float, float]:  # mean, low end, high end
     "The mean with its percentile interval (Efron & Tibshirani 1993)."
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"values has shape {tuple(values.shape)}: use one number for each of at least 2 images")
     if not 0 < level < 1:
         raise ValueError(f"level={level} must lie between 0 and 1, such as 0.95")
+    values = values.detach().double().cpu()
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(len(values), (draws, len(values)), generator=generator)
-    means = values.double()[chosen].mean(dim=1)
+    means = values[chosen].mean(dim=1)
     low, high = means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2]).double()).tolist()
-    return values.double().mean().item(), low, high
+    return values.mean().item(), low, high

@@ -69,7 +69,11 @@ def ask_timm(
     keep: Callable,
 ) -> list[Callable]:
     "timm's layers, by switching the fused kernel off and listening at the dropout."
-    handle = layer.attn_drop.register_forward_pre_hook(lambda module, args: keep(args[0]))
+
+    def listen(module, args):  # gives nothing back: what a hook returns would take the input's place
+        keep(args[0])
+
+    handle = layer.attn_drop.register_forward_pre_hook(listen)
     fused, layer.fused_attn = layer.fused_attn, False
     return [handle.remove, lambda: setattr(layer, "fused_attn", fused)]
 
@@ -96,7 +100,11 @@ def ask_vit_pytorch(
     keep: Callable,
 ) -> list[Callable]:
     "vit-pytorch's layers, at their softmax."
-    return [layer.attend.register_forward_hook(lambda module, args, output: keep(output)).remove]
+
+    def listen(module, args, output):
+        keep(output)
+
+    return [layer.attend.register_forward_hook(listen).remove]
 
 # %% ../nbs/toolbox/inside.ipynb #f6d06465
 def _from(layer: nn.Module, library: str) -> bool:
@@ -104,8 +112,8 @@ def _from(layer: nn.Module, library: str) -> bool:
 
 
 def _is_timm(layer: nn.Module) -> bool:
-    pools = "Pool" in type(layer).__name__  # one query an image: not a map over tokens
-    return hasattr(layer, "fused_attn") and hasattr(layer, "attn_drop") and not pools
+    others = any(word in type(layer).__name__ for word in ("Pool", "XCA"))  # one query an image; channels in place of tokens
+    return hasattr(layer, "fused_attn") and hasattr(layer, "attn_drop") and not others
 
 
 def _is_huggingface(layer: nn.Module) -> bool:
@@ -254,7 +262,7 @@ def attention_and_gradients(
         score = _score(logits, target)
         gradients = torch.autograd.grad(score, maps, allow_unused=True)
     if any(gradient is None for gradient in gradients):
-        raise ValueError(f"model={type(model).__name__} hands out copies of its weights: use from_torchvision")
+        raise ValueError(f"model={type(model).__name__} hands out weights that its output was not computed from: use from_torchvision")
     return [_checked(m.detach(), len(images)) for m in maps], list(gradients)
 
 # %% ../nbs/toolbox/inside.ipynb #6ee258ba
@@ -285,6 +293,8 @@ def attention_flow(
         raise ImportError("attention_flow needs scipy: pip install scipy") from error
     if attentions[0].ndim != 3:
         raise ValueError(f"attentions has maps of shape {tuple(attentions[0].shape)}: use one image's, (h, N, N)")
+    if not 0 <= residual <= 1:
+        raise ValueError(f"residual={residual} must lie in [0, 1]")
     if not 0 <= query < attentions[0].shape[-1]:
         raise ValueError(f"query={query} must be a token: 0 to {attentions[0].shape[-1] - 1}")
     # in float32: half precision ends at 65,504, and widths are counted in millionths

@@ -113,9 +113,11 @@ def explorer_data(
     packed = to_bytes(capture_attention(model, images).cpu()).transpose(0, 1)  # (B, L, h, N, N)
     with looking_inside(model, [], None):  # in eval mode; each part's own flag comes back
         probs = model(images).softmax(dim=-1).cpu()
+    if vit.num_classes and len(classes) < probs.shape[1]:  # without a head there are no answers
+        raise ValueError(f"classes has {len(classes)} names for {probs.shape[1]} answers of the model: one each")
     pictures = []
     for k, image in enumerate(images):
-        best = probs[k].topk(min(answers, probs.shape[1]))
+        best = probs[k].topk(min(answers, len(classes), probs.shape[1]))
         zipped = zlib.compress(packed[k].contiguous().numpy().tobytes(), 9)
         said = [[classes[c], round(float(p), 5)] for p, c in zip(best.values, best.indices)]
         pictures.append({"name": names[k], "label": labels[k], "answers": said, "image": _image_address(image.cpu()),
@@ -125,7 +127,7 @@ def explorer_data(
 
 # %% ../nbs/toolbox/interactive.ipynb #e0fc9a93
 def attention_explorer(
-    model: nn.Module,  # a `ViT`, or a `LitViT` around one
+    model: nn.Module,  # a `LitViT`, which normalises; a bare `ViT` gets the pixels as they are
     images: Tensor,  # (B, C, H, W) in 0..1
     labels: list[str] | None = None,  # true classes, by name
     names: list[str] | None = None,  # of the pictures; the labels unless given
@@ -237,13 +239,14 @@ def explore_command(args: list[str]) -> None:
 
     parser = argparse.ArgumentParser(prog="vit-course explore", description="Write one self-contained page in which a model's attention can be explored.")
     parser.add_argument("model", help="a .ckpt or .safetensors file, or a shipped model's name, such as fashion")
-    parser.add_argument("images", nargs="*", help="image files; without any, bundled test images (for models of grey images)")
+    parser.add_argument("images", nargs="*", help="image files; without any, bundled ones: clothes for grey models of 28 x 28 pixels, a photograph for colour")
     parser.add_argument("-o", "--output", default="explorer.html", help="the page to write; an existing file is not overwritten, the name gets a number")
     given = parser.parse_args(args)
     path = free_file(given.output, ".html")
     lit = load_model(given.model)
     pictures, names = choose_images(lit, given.images or None)
-    labels = None if given.images else names
+    known = set(names) <= set(lit.hparams.classes or [])  # bundled pictures may show what the model has no word for
+    labels = names if known and not given.images else None
     explorer = attention_explorer(lit, pictures, labels, names, title=f"Attention of {Path(given.model).name}")
     path.write_text(explorer.page(), encoding="utf-8")
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")

@@ -232,7 +232,7 @@ def late_norm(
 
 
 def from_timm(
-    source,  # a timm `VisionTransformer`, its state dict, a file, or "vit_tiny_patch16_224"
+    source,  # a timm `VisionTransformer` (of plain `Block`s), its state dict, a file, or "vit_tiny_patch16_224"
     **options,  # of `ViT`, where the source does not tell: num_heads, img_size, eps, pool
 ) -> ViT:  # in evaluation mode, with equal logits
     "Our model with timm's weights."

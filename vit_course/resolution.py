@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .sources import options_of
+from .sources import kind_of_positions
 from .tokenizer import as_pair, patch_grid
 from .vit import ViT, make_positions
 
@@ -41,8 +41,8 @@ def _check_table(
 ) -> None:
     "Refuse a table that does not fit the grid, or grids that are none."
     for name, grid in (("old_grid", old_grid), ("new_grid", new_grid)):
-        if len(grid) != 2 or min(grid) < 1:
-            raise ValueError(f"{name}={tuple(grid)} should be (rows, cols), both 1 or more")
+        if not isinstance(grid, (tuple, list)) or len(grid) != 2 or min(grid) < 1:
+            raise ValueError(f"{name}={grid} should be (rows, cols), both 1 or more")
     if positions.ndim not in (2, 3) or (positions.ndim == 3 and len(positions) != 1):
         shape = tuple(positions.shape)
         raise ValueError(f"positions of shape {shape} should be (1, N, D) or (N, D)")
@@ -125,7 +125,7 @@ RESIZE_STYLES = {
 def _new_positions(vit: ViT, new_grid: tuple[int, int], style: dict) -> nn.Module:
     "The model's positions for another grid: learned ones resized, others made anew."
     n_class = int(vit.class_token is not None)  # registers have no position
-    kind, old = options_of(vit)["positions"], vit.positions.positions
+    kind, old = kind_of_positions(vit), vit.positions.positions
     new = copy.deepcopy(vit.positions)
     if kind == "learned":
         table = resize_positions(old.detach(), vit.grid, new_grid, n_class, **style)

@@ -52,6 +52,15 @@ def fetched(
             f"The first time, that needs a network; without one, {instead}."
         ) from error
 
+# %% ../nbs/toolbox/sources.ipynb #e9591e8c
+def _is_weights_file(path: Path) -> bool:
+    "Whether it is a file to be read; an error where it was meant as one and cannot be."
+    if path.suffix in (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".npz") and not path.is_file():
+        raise FileNotFoundError(f"source={str(path)!r}: there is no such file")
+    if path.is_file() and path.suffix == ".npz":
+        raise ValueError(f"source={str(path)!r} holds JAX arrays: use from_jax")
+    return path.is_file()
+
 # %% ../nbs/toolbox/sources.ipynb #82aa6059
 def weights_of(
     source: nn.Module | dict | str | Path,  # a model, its state dict, a file, or a published name
@@ -60,8 +69,7 @@ def weights_of(
 ) -> tuple[dict[str, Tensor], nn.Module | None]:  # state dict; the model, where there is one
     "What to read."
     if isinstance(source, (str, Path)):
-        is_file = Path(source).is_file()
-        source = read_file(Path(source)) if is_file else fetched(library, str(source), fetch)
+        source = read_file(Path(source)) if _is_weights_file(Path(source)) else fetched(library, str(source), fetch)
     if isinstance(source, nn.Module):
         return dict(source.state_dict()), source
     for key in ("state_dict", "model"):  # training scripts wrap it
@@ -207,6 +215,8 @@ def timm_facts(model: nn.Module) -> dict:
     "Options of `ViT` that timm's model has, and its weights do not show."
     if not all(hasattr(model, part) for part in ("patch_embed", "blocks", "global_pool")):
         raise ValueError(f"source={type(model).__name__} is not timm's VisionTransformer")
+    if kinds := {type(block).__name__ for block in model.blocks} - {"Block"}:
+        raise ValueError(f"our ViT does not have timm's {', '.join(sorted(kinds))}: its blocks norm before each branch")
     block, size = model.blocks[0], getattr(model.patch_embed, "img_size", None)
     return _timm_pool(model) | ({"img_size": tuple(size)} if size else {}) | {
         "num_heads": block.attn.num_heads,
@@ -290,18 +300,28 @@ def mlp_ratio(hidden: int, dim: int) -> float:
     "The ratio from which `ViT` makes just this hidden width, although it rounds down."
     return hidden / dim if int(dim * (hidden / dim)) == hidden else (hidden + 0.5) / dim
 
+# %% ../nbs/toolbox/sources.ipynb #513cee51
+def _last_layer(vit: ViT) -> nn.Module:
+    "The head's own layer, perhaps another one than the model was built with; `ValueError` where a `ViT` has no such head."
+    if not isinstance(vit, ViT):
+        raise ValueError(f"vit={type(vit).__name__} is no ViT: give lit.vit, or a compiled model's _orig_mod")
+    late = isinstance(vit.head, nn.Sequential)
+    last = vit.head[-1] if late else vit.head
+    if not isinstance(last, (nn.Linear, nn.Identity)) or late and not isinstance(vit.head[0], nn.LayerNorm):
+        raise ValueError(f"our ViT does not have the head {vit.head}: it is one nn.Linear, or nn.Identity")
+    if getattr(last, "bias", 0) is None:
+        raise ValueError("our ViT does not have a head without bias")
+    return last
+
 # %% ../nbs/toolbox/sources.ipynb #f0e3e0ed
 def options_of(
     vit: ViT,
 ) -> dict:  # `ViT(**options_of(vit))` has the same parts
-    "The options that a model was built with."
-    block, late = vit.encoder.blocks[0], isinstance(vit.head, nn.Sequential)
+    "Options that make a model with the same parts; `ValueError` where there are none."
+    last, block, late = _last_layer(vit), vit.encoder.blocks[0], isinstance(vit.head, nn.Sequential)
     stems = {"LinearStem": "linear", "ConvStem": "conv", "EarlyConvStem": "early_conv"}
     tokenizer = {name: getattr(vit.tokenizer, name) for name in ("patch_size", "in_chans")}
     sizes = {name: getattr(vit, name) for name in ("embed_dim", "pool")}
-    last = vit.head[-1] if late else vit.head  # perhaps another one than it was built with
-    if not isinstance(last, (nn.Linear, nn.Identity)) or late and not isinstance(vit.head[0], nn.LayerNorm):
-        raise ValueError(f"our ViT does not have the head {vit.head}: it is one nn.Linear, or nn.Identity")
     return tokenizer | sizes | {
         "num_classes": getattr(last, "out_features", 0),
         "img_size": list(vit.tokenizer.img_size),
@@ -341,7 +361,7 @@ def load_vit(
         options = (file.metadata() or {}).get("vit")
         weights = {name: file.get_tensor(name) for name in file.keys()}
     if options is None:
-        raise ValueError(f"path={str(path)!r} holds no options of a ViT: try from_timm or its siblings")
+        raise ValueError(f"path={str(path)!r} holds no options of a ViT: load_model reads a LitViT's file, from_timm and its siblings other weights")
     model = ViT(**json.loads(options))
     model.load_state_dict(weights)
     return model.eval()
@@ -356,6 +376,8 @@ _BACK = [
 
 def timm_names(vit: ViT) -> dict[str, Tensor]:
     "The model's weights under timm's names."
+    if not isinstance(vit, ViT):
+        raise ValueError(f"vit={type(vit).__name__} is no ViT: give lit.vit, or a compiled model's _orig_mod")
     if isinstance(vit.tokenizer.stem, EarlyConvStem):
         raise ValueError("stem='early_conv' has no place in timm's VisionTransformer: use 'conv'")
     state = {name: value.detach() for name, value in vit.state_dict().items()}
@@ -395,7 +417,10 @@ def to_timm(
     vit: ViT,
 ) -> nn.Module:  # a timm `VisionTransformer` in evaluation mode, with equal logits
     "The way back: a learner's model, for timm's tools."
-    from timm.models.vision_transformer import VisionTransformer
+    try:
+        from timm.models.vision_transformer import VisionTransformer
+    except ImportError as error:
+        raise ImportError("to_timm needs timm: pip install timm") from error
 
     weights = timm_names(vit)  # refuses a model that has no place there
     theirs = VisionTransformer(**_timm_options(vit))

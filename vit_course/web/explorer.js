@@ -308,7 +308,7 @@
     sayAnswers(picture) {
       const items = picture.answers.map(([name, probability]) => make("li", {}, make("span", {}, name + (name === picture.label ? " (true)" : "")),
         make("meter", { min: 0, max: 1, value: probability, "aria-label": name }), make("b", {}, percent(probability))));
-      const verdict = picture.label === null ? [] : [make("li", { style: "display: block" }, picture.answers[0][0] === picture.label ? `✓ right: ${picture.label}` : `✗ wrong: the true class is ${picture.label}`)];
+      const verdict = picture.label === null || !picture.answers.length ? [] : [make("li", { style: "display: block" }, picture.answers[0][0] === picture.label ? `✓ right: ${picture.label}` : `✗ wrong: the true class is ${picture.label}`)];
       this.answers.replaceChildren(...items, ...verdict);
     }
 
