@@ -459,6 +459,7 @@ def table(rows: list[dict]) -> str:
 
 
 def epoch_text(rows: list[dict]) -> str:
+    "The table, and what its seconds are."
     return table(rows) + f"\n\nSeconds for 50,000 images, from passes over {IN_EPOCH:,} of them, loading processes already running."
 
 

@@ -8,7 +8,7 @@ __all__ = ['course_folder', 'free_name', 'free_file', 'FashionMini', 'load_fashi
            'EachOnce', 'even_batch_size', 'to_floats', 'split_off', 'FashionMiniData', 'TorchvisionData', 'open_source',
            'as_arrays', 'FashionMNISTData', 'CIFAR10Data', 'find_splits', 'ResizeAndCut', 'FolderImages',
            'split_folder', 'read_all', 'read_folder', 'check_same_classes', 'ImageFolderData', 'folder_stats',
-           'unzip_test', 'open_test_set']
+           'open_test_set']
 
 # %% ../nbs/toolbox/data.ipynb #2c785b97
 import copy
@@ -604,7 +604,7 @@ def folder_stats(
     return mean, std
 
 # %% ../nbs/toolbox/data.ipynb #1ea05d82
-def unzip_test(archive: Path, target: str) -> Path:
+def _unzip_test(archive: Path, target: str) -> Path:
     "The files test/* of a zip file in a folder; an error where there are none."
     with zipfile.ZipFile(archive) as packed:
         names = [name for name in packed.namelist() if name.startswith("test/")]
@@ -626,7 +626,7 @@ def open_test_set(
     folder = Path(data_dir).expanduser()
     if zipfile.is_zipfile(folder):
         with tempfile.TemporaryDirectory() as unpacked:
-            return open_test_set(unzip_test(folder, unpacked), classes, img_size, in_chans)
+            return open_test_set(_unzip_test(folder, unpacked), classes, img_size, in_chans)
     if (folder / "test").is_dir():
         found = read_folder(folder / "test", img_size, "raise")
         arrays = read_all(found)

@@ -376,8 +376,7 @@ _BACK = [
 
 def timm_names(vit: ViT) -> dict[str, Tensor]:
     "The model's weights under timm's names."
-    if not isinstance(vit, ViT):
-        raise ValueError(f"vit={type(vit).__name__} is no ViT: give lit.vit, or a compiled model's _orig_mod")
+    _last_layer(vit)  # refuses what is no ViT, and a head that timm's options could not tell
     if isinstance(vit.tokenizer.stem, EarlyConvStem):
         raise ValueError("stem='early_conv' has no place in timm's VisionTransformer: use 'conv'")
     state = {name: value.detach() for name, value in vit.state_dict().items()}
