@@ -3,8 +3,10 @@
 
     python benchmarks/attention.py [--threads 1 2] [--rounds 9]
 
-Writes benchmarks/results/attention.csv: a row for each number of threads and tokens, dtype (bf16: under autocast), training step or
-inference, and path: median and quartiles in milliseconds, and the median over `sdpa`'s. Lesson 3's rule for `impl='auto'` comes from it.
+Writes benchmarks/results/attention.csv: a row for each number of threads and tokens, dtype (bf16: under autocast, where the processor
+has instructions for it), training step or inference, and path: median and quartiles in milliseconds, and the median over `sdpa`'s. On a
+processor that is not fast in bfloat16 the file is attention_slow_bf16.csv or attention_without_bf16.csv. Lesson 3's rule for
+`impl='auto'` comes from them.
 """
 import argparse
 import csv
@@ -12,12 +14,12 @@ import itertools
 from pathlib import Path
 
 import torch
-from timing import interleaved, quartiles
+from timing import interleaved, kind_of_processor, processor, quartiles
 
-from vit_course.attention import MultiHeadAttention
+from vit_course.attention import MultiHeadAttention, cpu_has_bf16
 
-TARGET = Path(__file__).parent / "results" / "attention.csv"
-COLUMNS = ["threads", "tokens", "dtype", "work", "path", "median_ms", "q1_ms", "q3_ms", "to_sdpa"]
+TARGET = Path(__file__).parent / "results" / f"attention{kind_of_processor()}.csv"
+COLUMNS = ["processor", "threads", "tokens", "dtype", "work", "path", "median_ms", "q1_ms", "q3_ms", "to_sdpa"]
 SIZES = {65: (64, 256, 8), 197: (8, 192, 3), 577: (2, 384, 6)}  # tokens: batch, width, heads
 
 
@@ -43,15 +45,15 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
     rows = []
-    for threads, tokens, bf16, training in itertools.product(args.threads, SIZES, (False, True), (True, False)):
+    for threads, tokens, bf16, training in itertools.product(args.threads, SIZES, (False, True)[: 1 + cpu_has_bf16()], (True, False)):
         torch.set_num_threads(threads)
         times = interleaved({path: work_of(tokens, bf16, training, path) for path in ("sdpa", "manual")}, args.rounds)
         base = quartiles(times["sdpa"])[1]
         for path, seconds in times.items():
             q1, median, q3 = quartiles(seconds)
-            case = [threads, tokens, "bf16" if bf16 else "fp32", "training" if training else "inference", path]
+            case = [processor(), threads, tokens, "bf16" if bf16 else "fp32", "training" if training else "inference", path]
             rows.append(dict(zip(COLUMNS, case + [f"{1e3 * t:.2f}" for t in (median, q1, q3)] + [f"{median / base:.2f}"])))
-        print(*case[:-1], f"manual takes {float(rows[-1]['to_sdpa']):.2f} of sdpa's {1e3 * base:.1f} ms", flush=True)
+        print(*case[1:-1], f"manual takes {float(rows[-1]['to_sdpa']):.2f} of sdpa's {1e3 * base:.1f} ms", flush=True)
     TARGET.parent.mkdir(exist_ok=True)
     if TARGET.exists():  # rows of other numbers of threads stay
         with TARGET.open(newline="") as file:

@@ -91,7 +91,7 @@ def main():
     recipe = yaml.safe_load((files("vit_course") / "recipes" / f"{args.recipe}.yaml").read_text())
     pl.seed_everything(recipe["seed_everything"])
     batch_size = recipe["data"]["init_args"]["batch_size"]
-    data = ImageFolderData(args.data_dir, args.img_size, batch_size, num_workers=args.workers)
+    data = ImageFolderData(args.data_dir, args.img_size, batch_size, in_memory=False, num_workers=args.workers)
     shuffled_batches(data)
     linked = {"num_classes": data.num_classes, "in_chans": data.in_chans, "img_size": args.img_size}
     linked |= {"mean": data.mean, "std": data.std, "classes": data.classes}

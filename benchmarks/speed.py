@@ -23,11 +23,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timing import interleaved, machine, paired_ratios, quartiles
+from timing import interleaved, kind_of_processor, machine, paired_ratios, quartiles
 from torch import nn
 
 from vit_course.attention import cpu_has_bf16
-from vit_course.optimizers import bf16_is_faster
 from vit_course.vit import ViT
 
 RESULTS = Path(__file__).parent / "results"
@@ -39,8 +38,8 @@ BATCH = {"assignment": 64, "ViT-Ti/16": 8}
 DROPOUT = {"dropout": 0.2, "attn_dropout": 0.2}  # the assignment's
 TIMMS_DROPOUT = {"pos_drop_rate": 0.2, "proj_drop_rate": 0.2, "attn_drop_rate": 0.2}
 FORMATS = (True, False) if cpu_has_bf16() else (False,)  # bf16 or not
-FAST_BF16 = FORMATS[0] and bf16_is_faster()  # what `vit-course fit` asks, too
-KIND = "" if FAST_BF16 else "_slow_bf16" if FORMATS[0] else "_without_bf16"  # of processor, in the names of the results
+KIND = kind_of_processor()  # in the names of the results
+FAST_BF16 = KIND == ""  # what `vit-course fit` asks, too
 
 
 # ---- models -------------------------------------------------------------------------------------------------------------
@@ -398,26 +397,29 @@ def cifar(folder: str | None):
     return train.images[:IN_EPOCH], train.labels[:IN_EPOCH]
 
 
+class Pictures(torch.utils.data.Dataset):
+    "The plain recipe's data set: each image as a picture, through PIL's transforms."
+
+    def __init__(self, pixels: torch.Tensor, labels: torch.Tensor):
+        self.arrays, self.labels, self.transform = pixels.permute(0, 2, 3, 1).numpy(), labels, plain_transform()
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        from PIL import Image
+        return self.transform(Image.fromarray(self.arrays[i])), int(self.labels[i])
+
+
 def bench_epoch(args) -> list[dict]:
     "An epoch, data to optimizer, of the assignment's model with its dropouts: the plain recipe and the course's, on a part of it."
-    from PIL import Image
     from vit_course.augment import FlipCrop, as_floats
     from vit_course.data import ImageArrays
     from vit_course.optimizers import fused_adamw
     from vit_course.training import ChannelNorm
 
     pixels, labels = cifar(args.data)
-    plain, rows = plain_transform(), []
-
-    class Pictures(torch.utils.data.Dataset):
-        def __init__(self):
-            self.arrays = pixels.permute(0, 2, 3, 1).numpy()
-
-        def __len__(self):
-            return len(labels)
-
-        def __getitem__(self, i):
-            return plain(Image.fromarray(self.arrays[i])), int(labels[i])
+    rows = []
 
     def run(model, optimizer, loader, bf16, prepare):
         for images, targets in loader:
@@ -430,7 +432,7 @@ def bench_epoch(args) -> list[dict]:
     for threads in args.threads:
         torch.set_num_threads(threads)
         theirs = timm(**SIZES["assignment"], **TIMMS_DROPOUT).train()
-        loader = torch.utils.data.DataLoader(Pictures(), 64, shuffle=True, drop_last=True, num_workers=threads, persistent_workers=True)
+        loader = torch.utils.data.DataLoader(Pictures(pixels, labels), 64, shuffle=True, drop_last=True, num_workers=threads, persistent_workers=True)
         fast = torch.utils.data.DataLoader(ImageArrays(pixels, labels, 10), 64, shuffle=True, drop_last=True, collate_fn=lambda b: b)
         augment, normalise, plainly = FlipCrop(), ChannelNorm(*STATISTICS), "plain: PIL, fp32, SDPA (timm)"
         work = {
@@ -468,10 +470,11 @@ def models_text(rows: list[dict]) -> str:
     parts = []
     for case in dict.fromkeys((row["size"], row["threads"], row["work"], row["dtype"]) for row in rows):
         some = sorted((r for r in rows if (r["size"], r["threads"], r["work"], r["dtype"]) == case), key=lambda r: r["ratio"])
-        q1 = {r["model"]: r["q1"] for r in some}
+        q1, q3 = ({r["model"]: r[name] for r in some} for name in ("q1", "q3"))
+        q3["timm"] = q3.get(AGAIN, 1.0)  # the ratio of a time to itself has no spread; a second model's has
         rival = {r["model"]: "vit_course, mean pooling" if "SimpleViT" in r["model"] else "vit_course" for r in some}
         peers = [r for r in some if not r["model"].startswith("vit_course") and r["model"] != AGAIN]
-        faster = [r["model"] for r in peers if r["q3"] < q1[rival[r["model"]]]]
+        faster = [r["model"] for r in peers if q3[r["model"]] < q1[rival[r["model"]]]]
         shown = [{"model": r["model"], "to timm": f"{r['ratio']:.3f} ({r['q1']:.3f} to {r['q3']:.3f})", "ms": f"{r['ms']:.1f}"} for r in some]
         size, threads, work, dtype = case
         parts += [f"### {size}, {work}, {dtype}, threads: {threads}", table(shown)]

@@ -18,7 +18,6 @@ With `--keep RUNS --test` nothing is trained: finished models are measured on th
 """
 import argparse
 import csv
-import fcntl
 import json
 import logging
 import os
@@ -35,9 +34,14 @@ from vit_course.data import CIFAR10Data, ImageFolderData
 from vit_course.files import written_whole
 from vit_course.training import EpochSeed, LitViT, save_model
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 RESULTS = Path(__file__).parent / "results"
 EPOCH_COLUMNS = ["step", "minutes", "seed", "epoch", "seconds", "train_loss", "val_loss", "val_acc"]
-RUN_COLUMNS = ["step", "minutes", "seed", "optimizer_steps", "epochs", "seconds", "parameters", "val_loss", "val_acc", "options"]
+RUN_COLUMNS = ["step", "minutes", "seed", "optimizer_steps", "epochs", "seconds", "parameters", "val_loss", "val_acc", "processes", "options"]
 TEST_COLUMNS = ["step", "minutes", "seed", "test_acc", "calibration_error"]
 COST_COLUMNS = ["step", "batch_size", "ms", "ms_median", "machine"]  # ms: the first quartile, a step that nothing disturbs
 
@@ -255,7 +259,8 @@ def append(path: Path, columns: list[str], rows: list[dict]):
     "Add rows to a file that another command may be writing to."
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", newline="") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX)
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         if not path.stat().st_size:
             writer.writeheader()
@@ -341,6 +346,9 @@ def main():
         parser.error(f"{costs} has no row for {', '.join(missing)}: measure first, by --costs --steps {' '.join(map(repr, missing))}")
     if uneven := [step for step in args.steps if steps[step]["batch_size"] % args.processes]:
         parser.error(f"--processes {args.processes}: the batches of {', '.join(uneven)} cannot be shared evenly by so many")
+    for file, columns in zip(files.values(), (EPOCH_COLUMNS, RUN_COLUMNS)):
+        if file.exists() and file.open().readline().strip() != ",".join(columns):
+            parser.error(f"{file} has not the columns {','.join(columns)}: it is from another version, move it away or give --results")
     source = open_data(args.data)
     for step, seed in runs:
         key = (step, args.minutes, seed)
@@ -358,6 +366,7 @@ def main():
         append(files["epochs"], EPOCH_COLUMNS, [same | row for row in rows])
         last = {name: rows[-1][name] for name in ("seconds", "val_loss", "val_acc")}
         summary = {"optimizer_steps": bought[step], "epochs": rows[-1]["epoch"], **last, "options": json.dumps(options)}
+        summary["processes"] = args.processes
         summary["parameters"] = sum(p.numel() for p in model.parameters())
         append(files["runs"], RUN_COLUMNS, [same | summary])
         print(*key, summary["val_acc"], f"{summary['epochs']} epochs", flush=True)

@@ -7,6 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from vit_course.attention import cpu_has_bf16
+from vit_course.optimizers import bf16_is_faster
+
 
 def interleaved(work: dict[str, Callable], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
     "Seconds of each call, taken in turns, so that a slow minute of the machine meets all alike."
@@ -40,6 +43,13 @@ def paired_ratios(times: dict[str, list[float]], base: str) -> dict[str, tuple[f
     return {name: quartiles([a / b for a, b in zip(values, times[base])]) for name, values in times.items()}
 
 
+def kind_of_processor() -> str:
+    "How a file of results is called after its name: nothing where bfloat16 is fast, else _slow_bf16 or _without_bf16."
+    if not cpu_has_bf16():
+        return "_without_bf16"
+    return "" if bf16_is_faster() else "_slow_bf16"
+
+
 def processor() -> str:
     "The processor's name as the system gives it."
     try:
@@ -60,7 +70,7 @@ def machine(*packages: str) -> dict:
     return {
         "processor": processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "bf16_instructions": torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+        "bf16_instructions": cpu_has_bf16(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": versions,

@@ -122,6 +122,34 @@ def test_an_earlier_run_is_not_overwritten(command_line):
     assert (command_line.folder / "runs/quickstart-2/metrics.csv").is_file()
 
 
+def test_the_settings_of_an_earlier_run_leave_its_files_alone(command_line):
+    command_line("fit", *SMALL, "--trainer.max_epochs", "1")
+    first = command_line.folder / "runs/quickstart"
+    files = {f: f.read_bytes() for f in first.rglob("*") if f.is_file()}
+    for n in (2, 3):  # the second time, by the settings of a run that went by settings itself
+        command_line("fit", "--config", "runs/quickstart/config.yaml" if n == 2 else f"runs/quickstart-{n - 1}/config.yaml")
+    assert all(f.read_bytes() == content for f, content in files.items()) and len(files) > 3
+    runs = sorted(command_line.folder.glob("runs/*"))
+    assert len(runs) == 3
+    for run in runs:
+        assert (run / "metrics.csv").is_file() and (run / "config.yaml").read_text().count("CSVLogger") == 1
+
+
+def test_two_commands_at_once_take_two_folders(command_line):
+    both = [command_line.start("fit", *SMALL, "--trainer.max_epochs", "1") for _ in range(2)]
+    outputs = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    for name in ("quickstart", "quickstart-2"):
+        assert (command_line.folder / "runs" / name / "metrics.csv").is_file()
+        assert (command_line.folder / "runs" / name / "checkpoints/last.ckpt").is_file()
+    assert "Experiment logs directory" not in "".join(outputs)
+
+
+def test_a_command_that_fails_before_its_work_leaves_no_folder(command_line):
+    command_line("fit", *SMALL, "--data.batch_size", "0", fails=True)
+    assert not list(command_line.folder.glob("runs/*"))
+
+
 @pytest.mark.parametrize(
     "args, message",
     [
@@ -151,6 +179,18 @@ def test_a_checkpoint_of_another_shape_is_named(command_line):
     last = command_line.folder / "runs/quickstart/checkpoints/last.ckpt"
     output = command_line("fit", *SMALL, "--model.embed_dim", "24", "--ckpt_path", last, fails=True)
     assert "another model's" in output and "Traceback" not in output
+
+
+def test_a_checkpoint_of_other_classes_or_colours_is_named(command_line):
+    command_line("fit", *SMALL, "--trainer.max_epochs", "1")
+    last = command_line.folder / "runs/quickstart/checkpoints/last.ckpt"
+    for name, change in {"classes": lambda old: old[::-1], "std": lambda old: [2 * s for s in old]}.items():
+        checkpoint = torch.load(last, weights_only=True)
+        checkpoint["hyper_parameters"][name] = change(checkpoint["hyper_parameters"][name])
+        torch.save(checkpoint, command_line.folder / "other.ckpt")
+        for work in (["fit", *SMALL], ["validate", *SMALL[:2], *SMALL[4:]]):
+            output = command_line(*work, "--ckpt_path", "other.ckpt", fails=True)
+            assert f"trained with {name}=" in output and "Traceback" not in output
 
 
 def test_a_pickle_is_not_run(command_line):

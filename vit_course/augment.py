@@ -59,7 +59,7 @@ def crop_resize(
     columns = torch.where(mirror[:, None], columns.flip(1), columns)
     shape = (len(images), rows.shape[1], columns.shape[1])
     grid = torch.stack([columns[:, None].expand(shape), rows[:, :, None].expand(shape)], dim=-1)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)
 
 # %% ../nbs/toolbox/augment.ipynb #11bff87a
 def _sources(start: Tensor, length: Tensor, size: int) -> Tensor:

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['LINKED', 'HELP', 'recipes', 'resolve_recipes', 'best_precision', 'chosen_once', 'SafeCLI', 'CourseCLI',
-           'use_run_folder', 'last_checkpoint', 'ResumeHint', 'SafeCheckpointIO', 'BestCheckpoint',
-           'standing_callbacks', 'run_lightning', 'finish_run', 'print_summary', 'read_images', 'rollout',
-           'choose_images', 'save_rollout', 'other_commands', 'help_text', 'main', 'with_plain_errors']
+           'claim_folder', 'give_back', 'use_run_folder', 'last_checkpoint', 'ResumeHint', 'SafeCheckpointIO',
+           'BestCheckpoint', 'standing_callbacks', 'run_lightning', 'finish_run', 'print_summary', 'read_images',
+           'rollout', 'choose_images', 'save_rollout', 'other_commands', 'help_text', 'main', 'with_plain_errors']
 
 # %% ../nbs/toolbox/cli.ipynb #15a7c5c8
+import contextlib
 import functools
 import logging
 import os
@@ -24,6 +25,7 @@ from jsonargparse import Namespace, auto_cli
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, Timer
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.plugins import TorchCheckpointIO
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from .data import ImageData, ResizeAndCut, free_file, free_name
 from .files import written_whole
@@ -63,6 +65,8 @@ def best_precision(
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     if torch.backends.mps.is_available() and accelerator in ("auto", "gpu", "mps"):
         return "32-true"
+    if any(int(os.environ.get(name) or 1) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS")):
+        return "32-true"  # processes of torchrun or SLURM cannot ask each other yet
     return "bf16-mixed" if bf16_is_faster(gain, size) else "32-true"
 
 # %% ../nbs/toolbox/cli.ipynb #2c2d8a7e
@@ -126,11 +130,33 @@ class CourseCLI(SafeCLI):
         if self.config.fit.report and not self.trainer.fast_dev_run:
             finish_run(self)
 
+# %% ../nbs/toolbox/cli.ipynb #af416aef
+def claim_folder(wanted: str | Path) -> Path:  # wanted, or wanted-2, wanted-3, ...
+    "A folder of one's own: the first that is free, taken by making `checkpoints` in it."
+    while True:
+        folder = free_name(wanted)
+        if rank_zero_only.rank != 0:
+            return folder  # Lightning asks the first process where to write
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            (folder / "checkpoints").mkdir()
+            return folder
+        except FileExistsError:  # another command was faster
+            continue
+
+
+def give_back(folder: str | Path) -> None:
+    "Remove a folder in which nothing has been written."
+    with contextlib.suppress(OSError):  # what is not empty stays
+        (Path(folder) / "checkpoints").rmdir()
+        Path(folder).rmdir()
+
 # %% ../nbs/toolbox/cli.ipynb #a855e2dd
 def use_run_folder(config: Namespace) -> None:
     "Send the log, the checkpoints and Lightning's own files to a folder of this run."
     recipe = Path(str(config.config[0])).stem if config.get("config") else "run"
-    folder = chosen_once("VIT_COURSE_RUN_DIR", lambda: str(free_name(config.run_dir or f"runs/{recipe}")))
+    before = {str(config.run_dir), str(config.trainer.get("default_root_dir"))}  # where the settings are another run's: its folder
+    folder = chosen_once("VIT_COURSE_RUN_DIR", lambda: str(claim_folder(config.run_dir or f"runs/{recipe}")))
     config.run_dir = config.trainer.default_root_dir = folder
     own = Namespace(
         class_path="pytorch_lightning.loggers.CSVLogger",
@@ -139,7 +165,13 @@ def use_run_folder(config: Namespace) -> None:
     asked = config.trainer.logger
     if asked is not False:
         asked = [] if asked in (None, True) else asked if isinstance(asked, list) else [asked]
-        config.trainer.logger = [own, *asked]
+        config.trainer.logger = [own, *(logger for logger in asked if not _is_log_of(logger, before))]
+
+
+def _is_log_of(logger: Namespace, folders: set[str]) -> bool:
+    "Whether a logger of the settings is the log that a run of the course writes into one of these folders."
+    options = logger.get("init_args") or {}
+    return options.get("version") == "" and options.get("name") == "" and str(options.get("save_dir")) in folders
 
 # %% ../nbs/toolbox/cli.ipynb #0c3a5b1d
 def last_checkpoint(trainer) -> str:
@@ -184,8 +216,10 @@ class BestCheckpoint(ModelCheckpoint):
         if Path(self.best_model_path).is_file():
             for name in ("best_model_score", "best_k_models", "kth_best_model_path", "kth_value"):
                 setattr(self, name, state_dict[name])
-        else:  # the old run's folder is gone
-            self.best_model_path = ""
+        else:  # the old run's file is gone, or has moved: this run's best counts
+            self.best_model_path = self.kth_best_model_path = ""
+            self.best_model_score, self.best_k_models = None, {}
+            self.kth_value = torch.tensor(-torch.inf if self.mode == "max" else torch.inf)
 
 # %% ../nbs/toolbox/cli.ipynb #f695f411
 def standing_callbacks() -> list[Callback]:
@@ -206,13 +240,18 @@ def _no_advertisement(line: logging.LogRecord) -> bool:
 def run_lightning(args: list[str]) -> CourseCLI:
     "Lightning's sub-commands: fit, validate, test."
     # images in memory need no loading processes; Lightning against newer torch; a resumed run has its own folder
-    for message in (".*does not have many workers.*", ".*LeafSpec.*", ".*dirpath has changed.*"):
+    # (whose log directory is taken, and so not empty, before the log is opened)
+    for message in (".*does not have many workers.*", ".*LeafSpec.*", ".*dirpath has changed.*", ".*Experiment logs directory.*"):
         warnings.filterwarnings("ignore", message)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_no_advertisement)
     sys.argv = [sys.argv[0], *resolve_recipes(args)]  # where Lightning, and processes that it starts, read them
     defaults = {"callbacks": standing_callbacks()}
     options = {"subclass_mode_data": True, "load_from_checkpoint_support": False}
-    return CourseCLI(LitViT, ImageData, trainer_defaults=defaults, **options)
+    try:
+        return CourseCLI(LitViT, ImageData, trainer_defaults=defaults, **options)
+    finally:
+        if rank_zero_only.rank == 0 and "VIT_COURSE_RUN_DIR" in os.environ:
+            give_back(os.environ["VIT_COURSE_RUN_DIR"])
 
 # %% ../nbs/toolbox/cli.ipynb #6f3e1ac2
 def finish_run(cli: CourseCLI) -> None:
@@ -235,6 +274,7 @@ def finish_run(cli: CourseCLI) -> None:
         "processes": trainer.world_size, "checkpoint": Path(best).name,
     }
     folder = Path(trainer.default_root_dir)
+    print(f"\nTrained. The best model is {best}; now the test images.")
     metrics = write_report(load_model(best), data, folder, extra)
     print_summary(metrics, folder)
 

@@ -29,6 +29,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision import datasets
@@ -110,7 +111,7 @@ def channel_stats(
     count = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.transpose(0, 1)]).double()
     values, share = torch.arange(256) / 255, count / count.sum(dim=1, keepdim=True)
     mean = share @ values.double()
-    return mean.tolist(), (share @ values.double() ** 2 - mean**2).sqrt().tolist()
+    return mean.tolist(), (share @ values.double() ** 2 - mean**2).clamp(min=0).sqrt().tolist()  # rounding may go below 0
 
 # %% ../nbs/toolbox/data.ipynb #34ad662a
 def cache_dir() -> Path:
@@ -391,12 +392,15 @@ class TorchvisionData(ImageData):
 def open_source(data: TorchvisionData, train: bool) -> Dataset:
     "torchvision's data set, or an error that says where it was looked for."
     try:
-        return data.source(data.data_dir, train=train, download=data.download)
+        first = rank_zero_only.rank == 0  # of several processes, or they would write into one file
+        return data.source(data.data_dir, train=train, download=data.download and first)
     except (RuntimeError, OSError) as error:  # no files; no network
         folder, name = data.data_dir.absolute(), data.source.__name__
         advice = "Say download=True (on the command line: --data.download true) to fetch it there"
         if data.download:
             advice = "download=True could not fetch it: try again with a network"
+        if data.download and not first:
+            advice = "Of several processes only the first one fetches: do it once in a single one"
         raise FileNotFoundError(
             f"no {name} in data_dir={folder}. {advice}, or name the folder that holds it. torchvision says: {error}"
         ) from error

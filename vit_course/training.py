@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['decay_groups', 'cosine_schedule', 'step_schedule', 'make_schedule', 'ClassifierSteps', 'process_count',
-           'check_targets', 'ShardedSteps', 'ScheduledAdamW', 'check_shapes', 'ChannelNorm', 'FewerPatches', 'LitViT',
-           'EpochSeed', 'training_state', 'resume', 'save_model', 'load_model']
+           'check_targets', 'ShardedSteps', 'ScheduledAdamW', 'check_shapes', 'check_data', 'ChannelNorm',
+           'FewerPatches', 'LitViT', 'EpochSeed', 'training_state', 'resume', 'save_model', 'load_model']
 
 # %% ../nbs/06_training.ipynb #82c53cb0
 import copy
@@ -190,6 +190,7 @@ class ScheduledAdamW(ShardedSteps):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         if "state_dict" in checkpoint:  # a sharded model has read its weights already
             check_shapes(checkpoint["state_dict"], self.state_dict())
+        check_data(checkpoint.get("hyper_parameters", {}), self.hparams)
 
 # %% ../nbs/06_training.ipynb #47cd30ef
 def check_shapes(
@@ -209,6 +210,21 @@ def check_shapes(
             f"{len(differing)} parameters differ, the first: " + "; ".join(differing[:3])
         )
 
+# %% ../nbs/06_training.ipynb #da545462
+def check_data(
+    before: dict,  # a checkpoint's options
+    now: dict,  # the model's
+) -> None:
+    "Raise `ValueError` where a checkpoint was trained on other classes, or on images normalised otherwise."
+    for name in ("classes", "mean", "std"):
+        was, new = before.get(name) or [], now.get(name) or []
+        near = [a == b if name == "classes" else math.isclose(a, b, abs_tol=0.01) for a, b in zip(was, new)]
+        if was and new and (len(was) != len(new) or not all(near)):
+            raise ValueError(
+                f"the checkpoint was trained with {name}={list(was)}, these images have {name}={list(new)}: go on with the images of its "
+                "run. To judge it on others, use `vit-course evaluate`, which normalises as the checkpoint was trained"
+            )
+
 # %% ../nbs/06_training.ipynb #c79a7d5e
 class ChannelNorm(nn.Module):
     "(image - mean) / std, for each channel; not trained."
@@ -221,7 +237,8 @@ class ChannelNorm(nn.Module):
         super().__init__()
         # not persistent: they are kept with the options, not with the weights
         self.register_buffer("mean", torch.tensor(mean or [0.0]).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std or [1.0]).view(-1, 1, 1), persistent=False)
+        std = [s or 1.0 for s in std or [1.0]]  # a channel that is the same everywhere cannot be scaled
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W)
         return (images - self.mean) / self.std
