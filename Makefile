@@ -9,10 +9,10 @@ SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:  ## list the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@awk -F ':.*## ' '/^[a-z-]+:.*##/ {printf "%-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/installed: settings.ini setup.py
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing the project and its tools into $(VENV): a few minutes, once."
 	@$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@
@@ -37,7 +37,7 @@ bench: $(VENV)/installed  ## measure the speed beside other libraries, and make 
 	@$(BIN)/python benchmarks/speed.py $(if $(CIFAR10),--data $(CIFAR10))
 	@$(BIN)/python benchmarks/attention.py
 	@$(BIN)/python benchmarks/faithfulness.py
-	@$(BIN)/python benchmarks/pooling.py
+	@$(BIN)/python benchmarks/pooling.py --epochs 8 --again
 
 test: notebooks clean-check pytest  ## run every notebook and every test
 	@echo "All tests passed."

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Class token against mean pooling: the quickstart recipe, three seeds each, on the bundled images.
 
-    python benchmarks/pooling.py [--seeds 0 1 2] [--epochs N] [--threads N]
+    python benchmarks/pooling.py [--seeds 0 1 2] [--epochs N] [--threads N] [--again]
 
 Writes benchmarks/results/pooling.csv with a row an epoch: pool, seed, epoch, val_acc, and test_acc in the last one. A run that stands
-in the file already is not made again, so the command can be stopped and started at will.
+in the file already is not made again, so the command can be stopped and started at will; `--again` makes all of them anew, and replaces the file at the end.
 """
 import argparse
 import csv
@@ -57,27 +57,34 @@ def train(pool: str, seed: int, epochs: int | None) -> list[dict]:
     ]
 
 
+def save(rows: list[dict]):
+    TARGET.parent.mkdir(exist_ok=True)
+    with TARGET.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--again", action="store_true", help="make runs anew that stand in the file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    rows = list(csv.DictReader(TARGET.open())) if TARGET.exists() else []
+    rows = list(csv.DictReader(TARGET.open())) if TARGET.exists() and not args.again else []
     for seed in args.seeds:
         for pool in ("cls", "mean"):
             if any((row["pool"], int(row["seed"])) == (pool, seed) for row in rows):
                 continue
             rows += train(pool, seed, args.epochs)
-            TARGET.parent.mkdir(exist_ok=True)
-            with TARGET.open("w", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+            if not args.again:
+                save(rows)
             print(pool, seed, "test accuracy", rows[-1]["test_acc"], flush=True)
+    save(rows)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 STAGE, SITE = ROOT / "_proc", ROOT / "_docs"
-KATEX = re.compile(r"https://cdn\.jsdelivr\.net/npm/katex@[\d.]+/dist/(?:contrib/)?")
+KATEX = re.compile(r"https://cdn\.jsdelivr\.net/npm/katex@[\w.]+/dist/(?:contrib/)?")
 
 
 def stage(cfg: dict) -> None:
@@ -39,6 +39,10 @@ def stage(cfg: dict) -> None:
     config = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))
     address = {"repo-url": cfg["git_url"], "repo-branch": cfg["branch"], "repo-subdir": cfg["nbs_path"], "repo-actions": ["edit", "source", "issue"]}
     config["website"] |= address | {"site-url": cfg["doc_host"] + cfg["doc_baseurl"]}
+    if shutil.which("quarto"):
+        version = subprocess.run(["quarto", "--version"], check=True, capture_output=True, text=True).stdout
+        if [int(number) for number in version.split(".")[:2]] < [1, 9]:
+            config["website"].pop("llms-txt", None)  # older ones refuse what they do not know
     (STAGE / "_quarto.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     for path in STAGE.rglob("*.ipynb"):
         adapt(path, cfg)
@@ -67,7 +71,10 @@ def render() -> str:
     "The name of the program that made the pages."
     program = "quarto" if shutil.which("quarto") else "smalldocs"
     if program == "smalldocs":
-        from smalldocs.cli import main
+        try:
+            from smalldocs.cli import main
+        except ImportError:
+            raise SystemExit("the site needs Quarto, or smalldocs, which comes with the project's tools from Python 3.11 on") from None
 
         if main(["render", str(STAGE)]):
             raise SystemExit("smalldocs failed")

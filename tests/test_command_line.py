@@ -128,11 +128,34 @@ def test_the_settings_of_an_earlier_run_leave_its_files_alone(command_line):
     files = {f: f.read_bytes() for f in first.rglob("*") if f.is_file()}
     for n in (2, 3):  # the second time, by the settings of a run that went by settings itself
         command_line("fit", "--config", "runs/quickstart/config.yaml" if n == 2 else f"runs/quickstart-{n - 1}/config.yaml")
+    for work in ("validate", "test"):
+        output = command_line(work, "--config", "runs/quickstart/config.yaml", "--ckpt_path", first / "checkpoints/last.ckpt")
+        assert "acc" in output
     assert all(f.read_bytes() == content for f, content in files.items()) and len(files) > 3
     runs = sorted(command_line.folder.glob("runs/*"))
     assert len(runs) == 3
     for run in runs:
         assert (run / "metrics.csv").is_file() and (run / "config.yaml").read_text().count("CSVLogger") == 1
+
+
+def test_a_checkpoint_callback_of_the_users_changes_no_report(command_line):
+    "With a rate of 0 the first epoch is the best; the user's own callback keeps the second one alone."
+    mine = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.every_n_epochs=2", "--trainer.callbacks.save_top_k=-1"]
+    output = command_line("fit", *SMALL[:2], *SMALL[4:], "--trainer.max_epochs", "2", "--model.lr", "0", *mine)
+    assert re.search(r"The best model is .*best-epoch=0", output)
+    assert '"checkpoint": "best-epoch=0' in (command_line.folder / "runs/quickstart/metrics.json").read_text()
+
+
+def test_a_run_without_checkpoints(command_line):
+    output = command_line("fit", *SMALL[:2], *SMALL[4:], "--trainer.max_epochs", "1", "--trainer.enable_checkpointing", "false")
+    assert "no checkpoint to test" in output
+    assert (command_line.folder / "runs/quickstart/metrics.csv").is_file()
+
+
+def test_an_untrained_model_is_not_judged(command_line):
+    for work in ("validate", "test"):
+        output = command_line(work, "--config", "quickstart", fails=True)
+        assert "--ckpt_path" in output and "Traceback" not in output
 
 
 def test_two_commands_at_once_take_two_folders(command_line):
@@ -161,6 +184,7 @@ def test_a_command_that_fails_before_its_work_leaves_no_folder(command_line):
         (["--data.batch_size", "0"], "batch_size=0"),
         (["--data", "CIFAR10Data", "--data.data_dir", "nowhere"], "--data.download true"),
         (["--data", "ImageFolderData", "--data.data_dir", "nowhere"], "nowhere"),
+        (["--trainer.limit_train_batches", "-1"], "limit_train_batches"),
     ],
 )
 def test_mistakes_are_named(command_line, args, message):

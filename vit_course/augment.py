@@ -192,8 +192,8 @@ _CORNER = [0, 0]
 SIGNED = {  # operations with a strength that may be turned round: name -> function of images and strength
     "ShearX": lambda x, m: _affine(x, shear=(_shear(m), 0.0), center=_CORNER),
     "ShearY": lambda x, m: _affine(x, shear=(0.0, _shear(m)), center=_CORNER),
-    "TranslateX": lambda x, m: _affine(x, move=(int(m * x.shape[-1]), 0)),
-    "TranslateY": lambda x, m: _affine(x, move=(0, int(m * x.shape[-2]))),
+    "TranslateX": lambda x, m: _affine(x, move=(int(m), 0)),
+    "TranslateY": lambda x, m: _affine(x, move=(0, int(m))),
     "Rotate": lambda x, m: TF.rotate(x, angle=m),
     "Brightness": lambda x, m: TF.adjust_brightness(x, brightness_factor=1.0 + m),
     "Color": lambda x, m: TF.adjust_saturation(x, saturation_factor=1.0 + m),
@@ -211,9 +211,10 @@ UNSIGNED = {
 # %% ../nbs/toolbox/augment.ipynb #f4f555bd
 def _strengths(magnitude: int, bins: int) -> dict[str, float]:
     "Each operation's strength, `magnitude` steps of the way from nothing to its largest (Cubuk et al. 2019, table 6)."
-    largest = {"ShearX": 0.3, "ShearY": 0.3, "TranslateX": 150 / 331, "TranslateY": 150 / 331, "Rotate": 30.0}
+    largest = {"ShearX": 0.3, "ShearY": 0.3, "Rotate": 30.0}
     at = lambda top: torch.linspace(0.0, top, bins)[magnitude].item()
     scaled = {name: at(largest.get(name, 0.9)) for name in SIGNED}
+    scaled |= dict.fromkeys(("TranslateX", "TranslateY"), math.nan)  # depends on the image's size
     return scaled | dict.fromkeys(UNSIGNED, 0.0) | {"Posterize": round(8 - at(4.0)), "Solarize": 255 * (1 - at(1.0))}
 
 # %% ../nbs/toolbox/augment.ipynb #4199cb4f
@@ -229,7 +230,8 @@ class RandAugment(nn.Module):
         super().__init__()
         if not 0 <= magnitude < num_magnitude_bins:
             raise ValueError(f"magnitude={magnitude} must lie in 0..{num_magnitude_bins - 1} (num_magnitude_bins - 1)")
-        self.num_ops, self.strength = num_ops, _strengths(magnitude, num_magnitude_bins)
+        self.num_ops, self.magnitude, self.bins = num_ops, magnitude, num_magnitude_bins
+        self.strength = _strengths(magnitude, num_magnitude_bins)
 
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W), bytes or floats -> the same
         work = images.clone() if images.dtype == torch.uint8 else (255 * images).round().byte()
@@ -244,8 +246,11 @@ class RandAugment(nn.Module):
         "One operation for the images whose numbers are in `group`, in place."
         if len(group) and name != "Identity":
             group = group.to(images.device)
-            run = SIGNED.get(name) or UNSIGNED[name]
-            images[group] = run(images[group], self.strength[name] * (sign if name in SIGNED else 1))
+            run, strength = SIGNED.get(name) or UNSIGNED[name], self.strength[name]
+            if name.startswith("Translate"):  # pixels
+                side = images.shape[-1 if name == "TranslateX" else -2]
+                strength = torch.linspace(0.0, 150 / 331 * side, self.bins)[self.magnitude].item()
+            images[group] = run(images[group], strength * (sign if name in SIGNED else 1))
 
 # %% ../nbs/toolbox/augment.ipynb #445e7755
 POLICIES = {

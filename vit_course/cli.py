@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['LINKED', 'HELP', 'recipes', 'resolve_recipes', 'best_precision', 'chosen_once', 'SafeCLI', 'CourseCLI',
-           'claim_folder', 'give_back', 'use_run_folder', 'last_checkpoint', 'ResumeHint', 'SafeCheckpointIO',
-           'BestCheckpoint', 'standing_callbacks', 'run_lightning', 'finish_run', 'print_summary', 'read_images',
-           'rollout', 'choose_images', 'save_rollout', 'other_commands', 'help_text', 'main', 'with_plain_errors']
+           'claim_folder', 'give_back', 'leave_alone', 'use_run_folder', 'LastCheckpoint', 'last_checkpoint',
+           'ResumeHint', 'SafeCheckpointIO', 'BestCheckpoint', 'standing_callbacks', 'run_lightning', 'finish_run',
+           'print_summary', 'read_images', 'rollout', 'choose_images', 'save_rollout', 'other_commands', 'help_text',
+           'main', 'with_plain_errors']
 
 # %% ../nbs/toolbox/cli.ipynb #15a7c5c8
 import contextlib
 import functools
+import io
 import logging
 import os
 import sys
@@ -25,9 +27,10 @@ from jsonargparse import Namespace, auto_cli
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, Timer
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.plugins import TorchCheckpointIO
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from .data import ImageData, ResizeAndCut, free_file, free_name
+from .data import ImageData, ResizeAndCut, free_file, free_name, write_free
 from .files import written_whole
 from .optimizers import bf16_is_faster
 from .training import EpochSeed, LitViT, load_model
@@ -94,9 +97,13 @@ class SafeCLI(LightningCLI):
 
     def instantiate_trainer(self, **options):
         settings = self.config[self.subcommand] if self.subcommand else self.config
+        unwanted = ()
         if settings.trainer.max_time is not None:  # Lightning sets its own clock then, unless there is one already
-            standing = [c for c in self.trainer_defaults.get("callbacks", []) if not isinstance(c, Timer)]
-            self.trainer_defaults = self.trainer_defaults | {"callbacks": standing}
+            unwanted += (Timer,)
+        if settings.trainer.enable_checkpointing is False:
+            unwanted += (ModelCheckpoint,)
+        standing = [c for c in self.trainer_defaults.get("callbacks", []) if not isinstance(c, unwanted)]
+        self.trainer_defaults = self.trainer_defaults | {"callbacks": standing}
         trainer = super().instantiate_trainer(**options)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not the user's own
             trainer.strategy.checkpoint_io = SafeCheckpointIO()
@@ -123,8 +130,11 @@ class CourseCLI(SafeCLI):
         if config.trainer.precision is None:
             choose = functools.partial(best_precision, accelerator=str(config.trainer.accelerator))
             config.trainer.precision = chosen_once("VIT_COURSE_PRECISION", choose)
+        leave_alone(config)
         if self.subcommand == "fit":
             use_run_folder(config)
+        elif not config.ckpt_path:
+            raise ValueError("give --ckpt_path FILE, a checkpoint: without it, an untrained model would be judged")
 
     def after_fit(self):
         if self.config.fit.report and not self.trainer.fast_dev_run:
@@ -152,10 +162,25 @@ def give_back(folder: str | Path) -> None:
         Path(folder).rmdir()
 
 # %% ../nbs/toolbox/cli.ipynb #a855e2dd
+def leave_alone(config: Namespace) -> None:
+    "Take out of the settings what an earlier run of the course put there to write into its own folder."
+    if config.run_dir and config.trainer.get("default_root_dir") == config.run_dir:
+        config.trainer.default_root_dir = None
+    asked = config.trainer.logger
+    if isinstance(asked, (list, Namespace)):
+        asked = asked if isinstance(asked, list) else [asked]
+        config.trainer.logger = [logger for logger in asked if not _is_own_log(logger)] or None
+
+
+def _is_own_log(logger: Namespace) -> bool:
+    "Whether this is the log that each run has, whosever folder it is for."
+    options = logger.get("init_args") or {}
+    return logger.class_path.endswith("CSVLogger") and options.get("version") == options.get("name") == ""
+
+
 def use_run_folder(config: Namespace) -> None:
     "Send the log, the checkpoints and Lightning's own files to a folder of this run."
     recipe = Path(str(config.config[0])).stem if config.get("config") else "run"
-    before = {str(config.run_dir), str(config.trainer.get("default_root_dir"))}  # where the settings are another run's: its folder
     folder = chosen_once("VIT_COURSE_RUN_DIR", lambda: str(claim_folder(config.run_dir or f"runs/{recipe}")))
     config.run_dir = config.trainer.default_root_dir = folder
     own = Namespace(
@@ -164,19 +189,16 @@ def use_run_folder(config: Namespace) -> None:
     )
     asked = config.trainer.logger
     if asked is not False:
-        asked = [] if asked in (None, True) else asked if isinstance(asked, list) else [asked]
-        config.trainer.logger = [own, *(logger for logger in asked if not _is_log_of(logger, before))]
-
-
-def _is_log_of(logger: Namespace, folders: set[str]) -> bool:
-    "Whether a logger of the settings is the log that a run of the course writes into one of these folders."
-    options = logger.get("init_args") or {}
-    return options.get("version") == "" and options.get("name") == "" and str(options.get("save_dir")) in folders
+        config.trainer.logger = [own, *(asked if isinstance(asked, list) else [])]
 
 # %% ../nbs/toolbox/cli.ipynb #0c3a5b1d
+class LastCheckpoint(ModelCheckpoint):
+    "Keeps the last whole epoch; a class of its own, to be found among callbacks that the user adds."
+
+
 def last_checkpoint(trainer) -> str:
     "The file of the last whole epoch, or nothing."
-    return next((c.best_model_path for c in trainer.checkpoint_callbacks if getattr(c, "monitor", "") is None), "")
+    return next((c.best_model_path for c in trainer.callbacks if isinstance(c, LastCheckpoint)), "")
 
 
 class ResumeHint(Callback):
@@ -229,7 +251,7 @@ def standing_callbacks() -> list[Callback]:
         filename="best-epoch={epoch}-val_acc={val_acc:.3f}", auto_insert_metric_name=False,
     )
     # one of its own: `save_last` of the other would only write when there is a new best
-    last = ModelCheckpoint(filename="last", enable_version_counter=False)
+    last = LastCheckpoint(filename="last", enable_version_counter=False)
     return [EpochSeed(), best, last, Timer(), ResumeHint()]
 
 
@@ -261,9 +283,9 @@ def finish_run(cli: CourseCLI) -> None:
     trainer, data = cli.trainer, cli.datamodule
     if not trainer.is_global_zero:
         return
-    best = trainer.checkpoint_callback.best_model_path or last_checkpoint(trainer)
+    best = next((c.best_model_path for c in trainer.callbacks if isinstance(c, BestCheckpoint)), "") or last_checkpoint(trainer)
     if not best:
-        return print("\nNo epoch was finished: there is no checkpoint to test.")
+        return print("\nThere is no checkpoint to test: no epoch was finished, or checkpoints are off.")
     seconds = next(c for c in trainer.callbacks if isinstance(c, Timer)).time_elapsed("train")
     batches = trainer.fit_loop.epoch_loop.batch_progress.total.processed  # with those of a run that this one goes on from
     epochs = round(batches / trainer.num_training_batches, 2) if batches else 0
@@ -281,7 +303,8 @@ def finish_run(cli: CourseCLI) -> None:
 # %% ../nbs/toolbox/cli.ipynb #a5ae9e5a
 def print_summary(metrics: dict, folder: Path) -> None:
     "A few lines for the reader of a terminal."
-    classes = sorted(metrics["per_class_accuracy"].items(), key=lambda item: item[1])
+    seen = [item for item in metrics["per_class_accuracy"].items() if item[1] is not None]
+    classes = sorted(seen, key=lambda item: item[1])
     (worst, low), (best, high) = classes[0], classes[-1]
     print(
         f"\nTest accuracy {metrics['test_accuracy']:.1%} "
@@ -306,7 +329,7 @@ def read_images(
         try:
             with Image.open(path) as file:
                 pictures.append(fit(file.convert("L" if in_chans == 1 else "RGB")))
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow's, for broken files of all kinds
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, for broken files of all kinds
             raise ValueError(f"cannot read the image {path}: {error}") from error
     return torch.stack(pictures).float() / 255
 
@@ -331,16 +354,16 @@ def rollout(
         discard_ratio: share of the smallest entries set to 0
         start_layer: the first layer used, counted from 0
     """
-    path = free_file(output, ".png")  # as the drawing would add
+    free_file(output, ".png")  # a folder that is not there is said before the work
     lit = load_model(model)
     pictures, titles = choose_images(lit, images)
     options = dict(residual=residual, head_fusion=head_fusion, discard_ratio=discard_ratio, start_layer=start_layer)
-    save_rollout(lit, pictures, titles, path, **options)
+    save_rollout(lit, pictures, titles, output, **options)
 
 # %% ../nbs/toolbox/cli.ipynb #1e8d4215
 def choose_images(lit: LitViT, images: list[str] | None) -> tuple[torch.Tensor, list[str]]:
     "The user's pictures with their names, or bundled ones with their classes."
-    from torchvision.transforms import v2
+    from torchvision.transforms.functional import to_pil_image
 
     from vit_course.data import load_fashion_mini, load_photo
 
@@ -348,9 +371,7 @@ def choose_images(lit: LitViT, images: list[str] | None) -> tuple[torch.Tensor, 
     if images:
         return read_images([Path(i) for i in images], img_size, in_chans), [Path(i).name for i in images]
     if in_chans == 3:
-        photo = load_photo()
-        square = v2.functional.center_crop(photo, min(photo.shape[1:]))
-        return v2.functional.resize(square, list(img_size), antialias=True)[None], ["photograph"]
+        return ResizeAndCut(img_size)(to_pil_image(load_photo()))[None].float() / 255, ["photograph"]
     if (in_chans, *img_size) != (1, 28, 28):
         raise ValueError(f"this model takes images of {in_chans} channels and {img_size} pixels: name some files")
     mini = load_fashion_mini()
@@ -359,17 +380,22 @@ def choose_images(lit: LitViT, images: list[str] | None) -> tuple[torch.Tensor, 
 
 # %% ../nbs/toolbox/cli.ipynb #8cdeb306
 @torch.no_grad()
-def save_rollout(lit: LitViT, pictures, titles: list[str], path: Path, **options) -> None:
+def save_rollout(lit: LitViT, pictures, titles: list[str], output: str, **options) -> None:
     "Overlay, class and probability for each picture, in one file."
     from vit_course.rollout import show_rollout
+
+    def write(ending: str) -> bytes:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=ending[1:], dpi=130)
+        return buffer.getvalue()
 
     probs = lit(pictures).softmax(-1)
     names = lit.hparams.classes or list(map(str, range(probs.shape[1])))
     said = [f"{names[p.argmax()]} {p.max():.0%}" for p in probs]
     titles = [f"{title}\n→ {answer}" for title, answer in zip(titles, said)]
     figure = show_rollout(lit, pictures, titles=titles, cols=8, **options)
-    figure.savefig(path, dpi=130)
-    print(f"wrote {path}")
+    kinds = tuple(f".{kind}" for kind in figure.canvas.get_supported_filetypes())
+    print(f"wrote {write_free(output, '.png', write, kinds)}")
 
 # %% ../nbs/toolbox/cli.ipynb #ca32f572
 HELP = """usage: vit-course {{fit,validate,test}} --config RECIPE [options]
@@ -380,7 +406,7 @@ A RECIPE is the name of a shipped one or a YAML file. Shipped: {recipes}
   vit-course fit --config quickstart --trainer.max_epochs 3 --run_dir runs/short
   vit-course rollout fashion                   where the shipped model looks
 {others}
-Each has --help; fit's lists every option of the trainer, the model and the data."""
+validate and test judge a checkpoint: --ckpt_path FILE. Each has --help; fit's lists every option of the trainer, the model and the data."""
 
 # %% ../nbs/toolbox/cli.ipynb #c30082a1
 def other_commands() -> dict:
@@ -397,6 +423,8 @@ def help_text() -> str:
 def main(args: list[str] | None = None) -> None:
     "The command `vit-course`."
     args = sys.argv[1:] if args is None else args
+    for stream in (sys.stdout, sys.stderr):  # a pipe on Windows may not know our ✓: it gets a question mark
+        getattr(stream, "reconfigure", lambda **options: None)(errors="replace")
     others = other_commands()
     if not args or args[0] in ("-h", "--help"):
         print(help_text())
@@ -412,7 +440,7 @@ def with_plain_errors(work) -> None:
     "A user's mistake ends in its message, not in a page of traceback (VIT_COURSE_DEBUG=1 shows it)."
     try:
         work()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MisconfigurationException) as error:
         if os.environ.get("VIT_COURSE_DEBUG"):
             raise
         raise SystemExit(f"vit-course: {error}") from error

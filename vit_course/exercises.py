@@ -19,6 +19,7 @@ import csv
 import difflib
 import dis
 import functools
+import glob
 import html
 import inspect
 import itertools
@@ -1457,7 +1458,7 @@ def grade_command(args: list[str]) -> None:
     options.output.absolute().parent.mkdir(parents=True, exist_ok=True)
     rows = []
     try:
-        for notebook in options.notebooks:
+        for notebook in sum((sorted(glob.glob(name)) or [name] for name in options.notebooks), []):  # Windows leaves *.ipynb to us
             rows.append(grade_notebook(notebook, options.seconds))
             print(grades_table(rows[-1:]), flush=True)
     finally:  # what was graded before an interruption is not lost

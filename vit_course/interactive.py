@@ -234,7 +234,7 @@ def softmax_figure(
 def explore_command(args: list[str]) -> None:
     "vit-course explore MODEL [IMAGE ...] -o P.html  a page in which to explore a model's attention"
     from vit_course.cli import choose_images
-    from vit_course.data import free_file
+    from vit_course.data import free_file, write_free
     from vit_course.training import load_model
 
     parser = argparse.ArgumentParser(prog="vit-course explore", description="Write one self-contained page in which a model's attention can be explored.")
@@ -242,11 +242,11 @@ def explore_command(args: list[str]) -> None:
     parser.add_argument("images", nargs="*", help="image files; without any, bundled ones: clothes for grey models of 28 x 28 pixels, a photograph for colour")
     parser.add_argument("-o", "--output", default="explorer.html", help="the page to write; an existing file is not overwritten, the name gets a number")
     given = parser.parse_args(args)
-    path = free_file(given.output, ".html")
+    free_file(given.output, ".html")  # a folder that is not there is said before the work
     lit = load_model(given.model)
     pictures, names = choose_images(lit, given.images or None)
     known = set(names) <= set(lit.hparams.classes or [])  # bundled pictures may show what the model has no word for
     labels = names if known and not given.images else None
     explorer = attention_explorer(lit, pictures, labels, names, title=f"Attention of {Path(given.model).name}")
-    path.write_text(explorer.page(), encoding="utf-8")
+    path = write_free(given.output, ".html", lambda ending: explorer.page().encode("utf-8"), (".htm",))
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")

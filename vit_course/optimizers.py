@@ -36,7 +36,7 @@ def fused_adamw(
     weight_decay: float = 0.01,  # of groups without one of their own
 ) -> AdamW:
     "AdamW in one kernel, where the parameters' device has it."
-    groups = list(groups)
+    groups = [group | {"params": list(group["params"])} for group in groups]  # a generator serves once
     devices = {p.device.type for group in groups for p in group["params"]}
     optimizer = AdamW(groups, lr=lr, betas=tuple(betas), weight_decay=weight_decay, fused=devices <= _fused_devices())
     optimizer._step_supports_amp_scaling = False  # gradients may be clipped

@@ -54,14 +54,14 @@ def score(
     probs: Tensor,  # (N, K)
     labels: Tensor,  # (N,)
     classes: list[str],  # K names
-) -> dict:  # test_accuracy, calibration_error, per_class_accuracy
+) -> dict:  # test_accuracy, calibration_error, per_class_accuracy (None: no images)
     "Accuracy over all and within each class (recall), and the expected calibration error (Guo et al. 2017)."
     counts = multiclass_confusion_matrix(probs, labels, len(classes)).double()
-    recall = counts.diag() / counts.sum(dim=1)
+    recall = [None if n == 0 else right / n for right, n in zip(counts.diag().tolist(), counts.sum(dim=1).tolist())]
     return {
         "test_accuracy": (counts.diag().sum() / counts.sum()).item(),
         "calibration_error": multiclass_calibration_error(probs, labels, len(classes), n_bins=15).item(),
-        "per_class_accuracy": dict(zip(classes, recall.tolist())),
+        "per_class_accuracy": dict(zip(classes, recall)),
     }
 
 # %% ../nbs/toolbox/report.ipynb #e0aa0cb2
@@ -208,7 +208,7 @@ def print_evaluation(name: str, found: dict) -> None:
     "The numbers for a reader of a terminal."
     print(f"{name}: accuracy {found['test_accuracy']:.4f} on {found['test_images']:,} test images, "
           f"expected calibration error {found['calibration_error']:.4f}")
-    print("  ".join(f"{c} {a:.3f}" for c, a in found["per_class_accuracy"].items()))
+    print("  ".join(f"{c} {a:.3f}" for c, a in found["per_class_accuracy"].items() if a is not None))
 
 
 def evaluate_command(args: list[str]) -> None:

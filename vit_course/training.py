@@ -80,6 +80,8 @@ def make_schedule(
     "The schedule of a name, as a function of the share of all steps that is done."
     if not 0 <= warmup < 1:
         raise ValueError(f"warmup={warmup} must be a share of the run: 0 or more, less than 1")
+    if not all(0 <= m <= 1 for m in milestones):
+        raise ValueError(f"milestones={milestones} must be shares of the run, 0 to 1, not epochs")
     schedules = {
         "cosine": lambda progress: cosine_schedule(progress, warmup),
         "step": lambda progress: step_schedule(progress, milestones, gamma),
@@ -241,7 +243,7 @@ class ChannelNorm(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W)
-        return (images - self.mean) / self.std
+        return (images.to(self.mean.dtype) - self.mean) / self.std  # a model in 16 bits gets images in 16 bits
 
 # %% ../nbs/06_training.ipynb #a4b77ad2
 class FewerPatches(ScheduledAdamW):
