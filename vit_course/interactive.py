@@ -138,7 +138,7 @@ def attention_explorer(
     from vit_course.rollout import show_rollout
 
     vit = getattr(model, "vit", model)
-    if not hasattr(vit, "num_prefix_tokens"):
+    if not all(hasattr(vit, name) for name in ("num_prefix_tokens", "grid", "pool", "class_token")):  # timm's have some
         raise ValueError(f"model={type(model).__name__} is no ViT: turn it into one by from_timm, from_torchvision or from_huggingface (lesson 9)")
     for what, given in (("labels", labels), ("names", names)):
         if given is not None and len(given) != len(images):

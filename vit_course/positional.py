@@ -190,7 +190,7 @@ class T5Bias(nn.Module):
 def alibi_slopes(
     num_heads: int,  # h
 ) -> Tensor:  # (h,) positive slopes
-    "A penalty a step for each head, falling by the same factor from head to head (Press et al. 2022, §3)."
+    "One penalty per step for each head; for powers of 2 a geometric series (Press et al. 2022, §3)."
     _at_least(1, num_heads=num_heads)
     # 1. the largest power of 2 up to num_heads: 2^(-8/power), 2^(-16/power), ..., 2^-8
     power = 2 ** (num_heads.bit_length() - 1)
@@ -211,7 +211,7 @@ def alibi_bias(
 
 # %% ../nbs/01_positional_encoding.ipynb #06b5d465
 def apply_rotary(
-    x: Tensor,  # (..., N, D) queries or keys, D even; columns 2i and 2i + 1 are a pair
+    x: Tensor,  # (..., N, D) queries or keys, D even; columns 0 and 1, 2 and 3, ... are pairs
     positions: Tensor | None = None,  # (N,) position of each token; 0, 1, ... if not given
     base: float = 10000.0,  # as in `sinusoidal_1d`
 ) -> Tensor:  # as x, each pair turned by its position times its frequency

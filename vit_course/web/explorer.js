@@ -301,6 +301,7 @@
       const verb = rollout ? (row ? "is made up of" : "goes into") : row ? "looks at" : "is looked at by";
       const order = [...values.keys()].sort((a, b) => values[b] - values[a]).slice(0, 3).map((k) => `${this.nameOf(k)} (${percent(values[k])})`);
       const note = rollout ? (row ? "Shares of all inputs in this one output; together 100 %." : "Its share in each output; together they need not be 100 %.")
+        : row && ["max", "min"].includes(this.controls.heads.value) ? "The largest, or smallest, weight of any head for each key; together they need not be 100 %."
         : row ? "The query's weights for all keys; together 100 %." : "The weight that each token gives to it; together they need not be 100 %.";
       return `${what}. ${me[0].toUpperCase() + me.slice(1)}${this.pinned ? " (pinned)" : ""} ${verb}: ${order.join("; ")}. ${note}`;
     }
@@ -326,7 +327,7 @@
       }
       numbers.forEach((number, k) => {
         const box = this.heads.children[k], values = this.line(rollout ? this.rollout({ upto: number }) : this.attention(this.value("layer") - 1, String(k)));
-        const context = box.firstChild.getContext("2d"), image = context.createImageData(cols, rows), limit = shared ? top : this.largest(values);
+        const context = box.firstChild.getContext("2d"), image = context.createImageData(cols, rows), limit = shared && !rollout ? top : this.largest(values);
         for (let p = 0; p < rows * cols; p++) image.data.set([...colour(values[prefix + p] / limit), 255], 4 * p);
         context.putImageData(image, 0, 0);
         box.lastChild.textContent = rollout ? `layer ${number}` : `head ${number}`;
