@@ -23,7 +23,7 @@ def sinusoidal_1d(
     n_tokens: int,  # number of positions N
     dim: int,  # width D of each encoding
     base: float = 10000.0,  # the longest wavelength is near 2*pi*base
-) -> Tensor:  # (n_tokens, dim), sines at even and cosines at odd columns
+) -> Tensor:  # (n_tokens, dim), float32, sines at even and cosines at odd columns
     "Interleaved sines and cosines of falling frequency (Vaswani et al. 2017, §3.5)."
     _at_least(1, n_tokens=n_tokens, dim=dim)
     # 1. positions as a column (N, 1), the even numbers _2i as a row (ceil(D / 2),)
@@ -189,7 +189,7 @@ class T5Bias(nn.Module):
 # %% ../nbs/01_positional_encoding.ipynb #6295d8d8
 def alibi_slopes(
     num_heads: int,  # h
-) -> Tensor:  # (h,) positive slopes
+) -> Tensor:  # (h,) positive slopes, float32
     "One penalty per step for each head; for powers of 2 a geometric series (Press et al. 2022, §3)."
     _at_least(1, num_heads=num_heads)
     # 1. the largest power of 2 up to num_heads: 2^(-8/power), 2^(-16/power), ..., 2^-8
