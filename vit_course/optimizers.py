@@ -63,12 +63,16 @@ def orthogonalize(
 def bf16_speedup(
     size: int = 256,  # side of the matrices that are multiplied
 ) -> float:  # 2.0: half of the time
-    "How many times as fast as 32 bits this processor multiplies in bfloat16; measured at the first call, in milliseconds."
-    best = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        matrix = torch.ones(size, size, dtype=dtype)
-        best[dtype] = min(_seconds(lambda: matrix @ matrix) for _ in range(10))
-    return best[torch.float32] / best[torch.bfloat16]
+    "How many times as fast as 32 bits one thread multiplies in bfloat16; measured at the first call, in milliseconds."
+    matrices = [torch.ones(size, size, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    best, threads, start = [math.inf, math.inf], torch.get_num_threads(), time.perf_counter()
+    torch.set_num_threads(1)
+    for turn in range(40):
+        best = [min(least, _seconds(lambda: matrix @ matrix)) for least, matrix in zip(best, matrices)]
+        if turn > 2 and time.perf_counter() > start + 0.2:  # imitated formats take long
+            break
+    torch.set_num_threads(threads)
+    return best[0] / best[1]
 
 # %% ../nbs/toolbox/optimizers.ipynb #eeaa51b9
 def bf16_is_faster(
