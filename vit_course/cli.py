@@ -30,7 +30,7 @@ from pytorch_lightning.plugins import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from .data import ImageData, ResizeAndCut, free_file, free_name, write_free
+from .data import UNREADABLE, ImageData, ResizeAndCut, free_file, free_name, write_free
 from .files import written_whole
 from .optimizers import bf16_is_faster
 from .training import EpochSeed, LitViT, load_model
@@ -329,7 +329,7 @@ def read_images(
         try:
             with Image.open(path) as file:
                 pictures.append(fit(file.convert("L" if in_chans == 1 else "RGB")))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, for broken files of all kinds
+        except UNREADABLE as error:
             raise ValueError(f"cannot read the image {path}: {error}") from error
     return torch.stack(pictures).float() / 255
 

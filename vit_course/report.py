@@ -139,12 +139,11 @@ def draw_answers(
     "Some answers, and where the model looked for them."
     from vit_course.plots import show_predictions
 
-    figures = {}
-    for name, right in (("right", True), ("wrong", False)):
-        chosen = pick(probs, labels, right)
+    figures, picked = {}, {name: pick(probs, labels, right) for name, right in (("right", True), ("wrong", False))}
+    images = images_at(data, torch.cat(list(picked.values())).tolist()).float() / 255  # one pass for both
+    for (name, chosen), shown in zip(picked.items(), images.split([len(chosen) for chosen in picked.values()])):
         if len(chosen):
-            images = images_at(data, chosen.tolist()).float() / 255
-            some = images, probs[chosen], labels[chosen], data.classes
+            some = shown, probs[chosen], labels[chosen], data.classes
             figures[f"predictions_{name}"] = show_predictions(*some)
             figures[f"rollout_{name}"] = rollout_figure(model, *some)
     return figures
