@@ -40,7 +40,7 @@ bench: $(VENV)/installed  ## measure the speed beside other libraries, and make 
 	@$(BIN)/python benchmarks/pooling.py --epochs 8 --again
 
 test: notebooks clean-check pytest  ## run every notebook and every test
-	@echo "All tests passed."
+	@echo "No test failed. What was skipped, and why, stands above."
 
 notebooks: $(VENV)/installed  ## run the notebooks as tests
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing --flags slow
@@ -50,4 +50,4 @@ clean-check: $(VENV)/installed  ## check that modules, README, notebooks and exe
 	@$(BIN)/python scripts/make_exercises.py --check
 
 pytest: $(VENV)/installed  ## run what a notebook cannot test
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs --numprocesses 2 --dist loadfile tests

@@ -4,12 +4,13 @@
     python benchmarks/pooling.py [--seeds 0 1 2] [--epochs N] [--threads N] [--again]
 
 Writes benchmarks/results/pooling.csv with a row an epoch: pool, seed, epoch, val_acc, and test_acc in the last one. A run that stands
-in the file already is not made again, so the command can be stopped and started at will; `--again` makes all of them anew, and replaces the file at the end.
+in the file already is not made again, so the command can be stopped and started at will; `--again` makes those that are asked for anew, and writes them at the end.
 """
 import argparse
 import csv
 import logging
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -18,6 +19,7 @@ import yaml
 
 from vit_course.cli import recipes
 from vit_course.data import FashionMiniData
+from vit_course.files import written_whole
 from vit_course.training import EpochSeed, LitViT
 
 TARGET = Path(__file__).parent / "results" / "pooling.csv"
@@ -35,14 +37,14 @@ class Curve(pl.Callback):
             self.values.append(trainer.callback_metrics["val_acc"].item())
 
 
-def train(pool: str, seed: int, epochs: int | None) -> list[dict]:
+def train(pool: str, seed: int, epochs: int) -> list[dict]:
     "One run of the recipe with another pooling and seed: its rows."
     recipe = yaml.safe_load(recipes()["quickstart"].read_text())
     pl.seed_everything(seed, verbose=False)
     data = FashionMiniData(**recipe["data"]["init_args"])  # the same split for every seed
     linked = {name: getattr(data, name) for name in ("num_classes", "in_chans", "img_size", "mean", "std", "classes")}
     model = LitViT(**recipe["model"] | linked | {"pool": pool})
-    options = recipe["trainer"] | ({"max_epochs": epochs} if epochs else {})
+    options = recipe["trainer"] | {"max_epochs": epochs}
     curve = Curve()
     trainer = pl.Trainer(
         **options, logger=False, enable_checkpointing=False, enable_progress_bar=False,
@@ -57,9 +59,17 @@ def train(pool: str, seed: int, epochs: int | None) -> list[dict]:
     ]
 
 
+def read() -> list[dict]:
+    "The rows that are there."
+    if not TARGET.exists():
+        return []
+    with TARGET.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def save(rows: list[dict]):
     TARGET.parent.mkdir(exist_ok=True)
-    with TARGET.open("w", newline="") as file:
+    with written_whole(TARGET) as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -75,15 +85,21 @@ def main():
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    rows = list(csv.DictReader(TARGET.open())) if TARGET.exists() and not args.again else []
-    for seed in args.seeds:
-        for pool in ("cls", "mean"):
-            if any((row["pool"], int(row["seed"])) == (pool, seed) for row in rows):
-                continue
-            rows += train(pool, seed, args.epochs)
-            if not args.again:
-                save(rows)
-            print(pool, seed, "test accuracy", rows[-1]["test_acc"], flush=True)
+    asked = [(pool, seed) for seed in args.seeds for pool in ("cls", "mean")]
+    epochs = args.epochs or yaml.safe_load(recipes()["quickstart"].read_text())["trainer"]["max_epochs"]
+    rows = read()
+    if args.again:
+        rows = [row for row in rows if (row["pool"], int(row["seed"])) not in asked]
+    there = Counter((row["pool"], int(row["seed"])) for row in rows)
+    if others := {run: n for run, n in there.items() if n != epochs}:
+        parser.error(f"{TARGET} holds runs of another length than {epochs} epochs: {others}; give --epochs, or --again for all of them")
+    for pool, seed in asked:
+        if (pool, seed) in there:
+            continue
+        rows += train(pool, seed, epochs)
+        if not args.again:
+            save(rows)
+        print(pool, seed, "test accuracy", rows[-1]["test_acc"], flush=True)
     save(rows)
 
 

@@ -123,6 +123,8 @@ class Clock(pl.Callback):
         self.rows.append(row | {name: round(values[name].item(), 4) for name in ("val_loss", "val_acc")})
 
     def on_train_epoch_end(self, trainer, module):
+        if "train_loss" not in trainer.callback_metrics:  # a run that goes on ends its last whole epoch once more
+            return
         loss = {"train_loss": round(trainer.callback_metrics["train_loss"].item(), 4)}
         if self.rows and self.rows[-1]["epoch"] == trainer.current_epoch + 1:
             self.rows[-1] |= loss

@@ -17,7 +17,7 @@ def interleaved(work: dict[str, Callable], rounds: int, warm_up: int = 2) -> dic
         for _ in range(warm_up):
             run()
     times, names, order = {name: [] for name in work}, [], random.Random(0)
-    for _ in range(rounds):  # in another order each time: nobody always follows the same neighbour, or itself
+    for _ in range(rounds):  # in another order each time, where there are more than two: nobody always follows the same neighbour, or itself
         names = _next_round(names or list(work), order)
         for name in names:
             start = time.perf_counter()

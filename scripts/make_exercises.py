@@ -63,7 +63,7 @@ def stub(lines: list[str], source: str, function: ast.FunctionDef) -> list[str]:
     body = function.body
     has_doc = isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str)
     code = body[has_doc:]
-    start, end = code[0].lineno if code else body[0].end_lineno + 1, function.end_lineno
+    end = function.end_lineno
     head_end = body[0].end_lineno if has_doc else function.body[0].lineno - 1
     while not has_doc and lines[head_end - 1].strip().startswith("#"):
         head_end -= 1  # comments above the first statement belong to the body

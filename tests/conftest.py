@@ -1,4 +1,5 @@
 "Paths, and a way to run the command line as a user would, in a process of its own."
+import contextlib
 import os
 import shutil
 import signal
@@ -7,6 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+
+with contextlib.suppress(ImportError):  # the same examples in every run, whichever files are collected
+    from hypothesis import settings
+
+    settings.register_profile("course", deadline=None, max_examples=60, derandomize=True)
+    settings.load_profile("course")
 
 ROOT = Path(__file__).parents[1]
 BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)

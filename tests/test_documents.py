@@ -30,7 +30,9 @@ def test_the_readme_names_only_commands_that_exist():
     for target in targets:
         result = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
-    assert set(re.findall(r"vit-course (\w+)", readme)) <= {"fit", "validate", "test", "predict", "rollout", "exercises", "grade", "explore", "evaluate"}
+    from vit_course.cli import SafeCLI, other_commands
+
+    assert set(re.findall(r"vit-course (\w+)", readme)) <= {*SafeCLI.subcommands(), "rollout", *other_commands()}
 
 
 def test_the_readme_links_to_files_that_exist():
@@ -45,8 +47,16 @@ def test_make_help_lists_every_command():
         assert re.search(rf"^{name}\b", listed, re.M)
 
 
-def test_there_are_the_seven_lessons():
-    assert [lesson.name[:2] for lesson in LESSONS][:7] == [f"0{i}" for i in range(1, 8)]
+def test_there_are_the_ten_lessons():
+    assert [lesson.name[:2] for lesson in LESSONS] == [f"{i:02}" for i in range(1, 11)]
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_a_lesson_ends_with_recap_quiz_names_and_references(path):
+    text = "\n".join(cell["source"] for cell in cells(path, "markdown"))
+    heads = re.findall(r"(?m)^#+ (?:\d+\. )?(Recap|Quiz|The same thing elsewhere|References)\s*$", text)
+    assert sorted(heads) == ["Quiz", "Recap", "References", "The same thing elsewhere"]
+    assert text[re.search(r"(?m)^#+ (?:\d+\. )?Quiz", text).start() :].count("<details>") >= 5
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -75,11 +85,15 @@ def test_a_lesson_keeps_its_form(path):
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
 def test_a_lesson_imports_only_lower_numbers(path):
-    modules = {"positional": 1, "tokenizer": 2, "attention": 3, "encoder": 4, "vit": 5, "training": 6, "rollout": 7}
+    modules = {"positional": 1, "tokenizer": 2, "attention": 3, "encoder": 4, "vit": 5, "training": 6, "rollout": 7, "resolution": 8, "pretrained": 9}
     for cell in cells(path, "code"):
         for node in ast.walk(ast.parse(cell["source"])):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vit_course."):
-                assert modules.get(node.module.split(".")[1], 0) < int(path.name[:2]), cell["source"]
+            names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or "", *(f"{node.module}.{name}" for name in names)]
+            for name in names:
+                if name.startswith("vit_course."):
+                    assert modules.get(name.split(".")[1], 0) < int(path.name[:2]), cell["source"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -120,4 +134,3 @@ def test_the_card_of_cifar10_says_what_was_measured():
     assert f"calibration error {found['calibration_error']:.3f}" in card
     assert "| " + " | ".join(f"{value:.3f}" for value in found["per_class_accuracy"].values()) + " |" in card
     assert sum(map(sum, found["confusion"])) == found["test_images"] == 10_000
-    assert (ROOT / "vit_course" / "weights" / "cifar10.safetensors").stat().st_size < 8e6

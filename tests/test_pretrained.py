@@ -248,7 +248,8 @@ def test_files_names_and_nonsense(tmp_path, monkeypatch):
     for wrong in (torch.zeros(3), {"a": 1}, {}, None, nn.Linear(2, 3)):
         with pytest.raises(ValueError):
             from_timm(wrong)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable of this name is read at import alone
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))  # nor may an earlier download help
     with pytest.raises(RuntimeError, match="network"):
         from_timm("vit_tiny_patch16_224")
 

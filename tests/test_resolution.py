@@ -20,7 +20,7 @@ STYLES = st.sampled_from([
     *(dict(mode=mode, antialias=False) for mode in MODES),
     dict(mode="bilinear", antialias=True), dict(mode="bicubic", antialias=True, offset=0.1),
 ])
-few = settings(max_examples=60, deadline=None)
+few = settings()  # as conftest.py says
 
 
 def table(grid, prefix=1, dim=5, seed=0):

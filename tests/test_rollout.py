@@ -1,14 +1,11 @@
 """Attention rollout on random attention: properties that hold whatever the numbers are."""
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from vit_course.attention import MultiHeadAttention
 from vit_course.rollout import attention_rollout, capture_attention, mix_residual, rollout_heatmap
 from vit_course.vit import ViT
-
-settings.register_profile("course", deadline=None, max_examples=60, derandomize=True)
-settings.load_profile("course")
 
 
 @st.composite

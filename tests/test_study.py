@@ -92,8 +92,19 @@ def test_the_loss_of_a_cut_off_epoch_goes_to_the_end_of_the_run():
     assert [row["train_loss"] for row in clock.rows] == [0.5] and clock.cut_off == {"train_loss": 0.25}
 
 
-def test_two_processes_share_a_run(tmp_path):
-    "To its end: the last validation is one process's work, and must not wait for the other."
+def test_a_run_that_stands_there_is_not_made_again(tmp_path):
+    path, row = tmp_path / "study_runs.csv", dict.fromkeys(study.RUN_COLUMNS, 1) | {"step": "Muon", "minutes": "0.5"}
+    assert not study.done(path, ("Muon", 0.5, 1))
+    for seed in (1, 2):
+        study.append(path, study.RUN_COLUMNS, [row | {"seed": seed}])
+    assert path.read_text().count("optimizer_steps") == 1  # one head
+    assert study.done(path, ("Muon", 0.5, 2))
+    assert not any(study.done(path, key) for key in (("Muon", 0.5, 3), ("Muon", 5.0, 1), ("EMA", 0.5, 1)))
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    "A folder of pictures of noise, of two classes."
     generator = torch.Generator().manual_seed(0)
     for split, n in (("train", 40), ("test", 4)):
         for name in ("cats", "dogs"):
@@ -101,11 +112,35 @@ def test_two_processes_share_a_run(tmp_path):
             for i in range(n):
                 pixels = torch.randint(256, (32, 32, 3), generator=generator, dtype=torch.uint8)
                 Image.fromarray(pixels.numpy()).save(tmp_path / "images" / split / name / f"{i}.png")
+    return tmp_path / "images"
+
+
+def test_a_kept_run_goes_on_to_the_same_weights(images, tmp_path, monkeypatch):
+    options = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "dropout": 0.1, "lr": 1e-3, "batch_size": 24, "augment": "flip_shift"}
+    source, old = study.open_data(str(images)), study.Clock.on_train_epoch_start
+    straight = study.train(options, 0, 6, source)[0].state_dict()
+
+    def stop(self, trainer, *args):
+        if trainer.current_epoch == 1:
+            raise RuntimeError("stopped")
+        old(self, trainer, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="stopped"):
+        patch.setattr(study.Clock, "on_train_epoch_start", stop)
+        study.train(options, 0, 6, source, keep=tmp_path / "kept")
+    with pytest.raises(ValueError, match="another recipe"):
+        study.train(options | {"lr": 2e-3}, 0, 6, source, keep=tmp_path / "kept")
+    resumed = study.train(options, 0, 6, source, keep=tmp_path / "kept")[0].state_dict()
+    assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
+
+
+def test_two_processes_share_a_run(images, tmp_path):
+    "To its end: the last validation is one process's work, and must not wait for the other."
     ours = tmp_path / "ours"
     ours.mkdir()
     ms = 1000 * 120 * 0.1 / 3  # a tenth of a minute buys three steps
     (ours / "study_costs.csv").write_text(f"step,batch_size,ms,ms_median,machine\nhalf of the patches,128,{ms},0,none\n")
-    command = [sys.executable, study.__file__, "--data", str(tmp_path / "images"), "--results", str(ours), "--minutes", "0.1", "--seeds", "0"]
+    command = [sys.executable, study.__file__, "--data", str(images), "--results", str(ours), "--minutes", "0.1", "--seeds", "0"]
     command += ["--steps", "half of the patches", "--processes", "2", "--keep", str(tmp_path / "kept")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr

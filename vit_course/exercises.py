@@ -354,7 +354,7 @@ def watch_part(built: Built, trial: dict, number: int, part: tuple) -> Seen:
     if part[0] == "start":
         return Seen(value=Start(built.start))
     if part[0] == "seeded":
-        return Seen(value=built.seeded)
+        return Seen(value=False, drew=built.seeded)
     if part[0] == "idle":
         return Seen(value=_idle_weights(built.ready(), trial, number))
     return watch_call(built.ready(part[1], part[0] == "chance"), trial, number, part, "m")
@@ -422,8 +422,11 @@ def has_all_weights(module: nn.Module, reference: nn.Module) -> bool:
 
 def _key_width(module: nn.Module) -> int:
     "Width of the keys of one of the course's attention layers, 0 for other modules."
-    layer = getattr(module, "qkv", None) or getattr(module, "kv", None) or getattr(module, "k", None)
-    return getattr(layer, "in_features", 0) if getattr(layer, "bias", None) is not None else 0
+    for name, kinds in (("qkv", 3), ("kv", 2), ("k", 1), ("key", 1)):
+        bias = getattr(getattr(module, name, None), "bias", None)
+        if bias is not None:
+            return bias.numel() // kinds
+    return 0
 
 # %% ../nbs/toolbox/exercises.ipynb #395e8d81
 @dataclass
@@ -489,6 +492,7 @@ class Candidate:
         "The module of a trial with symmetric weights."
         def make():
             built = build(self.obj, self.exercise.trials[number], torch.float64, (2,))
+            built.seeded = self.built(number).seeded  # one seed alone does not show it
             symmetric(built.module)
             return built
 
@@ -706,9 +710,9 @@ def describe(seen, wanted) -> tuple[str, str]:
 
 # %% ../nbs/toolbox/exercises.ipynb #8f80f874
 def _describe_flag(wanted):
-    "A module's flags: idle weights, or seeding at construction."
+    "A module's flag: idle weights."
     if wanted.value is False:
-        return "idle-weights", "Some weight gets no gradient (or building the module seeds the random state): each must be used."
+        return "idle-weights", "Some weight gets no gradient: each must be used."
     return "values", "It does something other than what is asked."
 
 # %% ../nbs/toolbox/exercises.ipynb #7bd50dec
@@ -855,8 +859,7 @@ def misspelt_method(obj, exercise: Exercise) -> tuple[str, str] | None:
         near = difflib.get_close_matches(wanted, set(methods_of(obj)) - set(methods_of(exercise.reference)), 1, 0.6)
         if near:
             return "misspelt-method", f"The class has a method `{near[0]}`, but `{wanted}` is what is called: a typing slip."
-        if wanted in ("forward", "__init__"):
-            return "missing-method", f"The class has no method `{wanted}`."
+        return "missing-method", f"The class has no method `{wanted}`."
     return None
 
 
@@ -870,7 +873,7 @@ def loose_parts(module: nn.Module) -> tuple[str, str] | None:
     found = {id(part) for part in [*module.modules(), *module.parameters()]}
     for owner in module.modules():
         for name, value in vars(owner).items():
-            if name.startswith("_") and name in ("_parameters", "_buffers", "_modules"):
+            if name in ("_parameters", "_buffers", "_modules"):
                 continue
             parts = list(value.values()) if isinstance(value, dict) else value
             if isinstance(parts, (list, tuple)) and any(isinstance(p, (nn.Module, nn.Parameter)) and id(p) not in found for p in parts):
@@ -997,7 +1000,7 @@ def _exercise_of(obj, name: str | None) -> Exercise:
 
 # %% ../nbs/toolbox/exercises.ipynb #df2d7ef5
 def grade(obj, exercise: Exercise) -> Outcome:
-    "The outcome for an answer; nothing is recorded, and nothing outside is changed."
+    "The outcome for an answer; nothing is recorded, and what `untouched_world` knows is put back."
     if torch.get_default_device().type != "cpu":
         say = "`check` works on the CPU: run torch.set_default_device('cpu'), then check again."
         return Outcome("error", exercise.name, 0, say, "default-device", of=exercise.points)
@@ -1237,11 +1240,14 @@ def write_notebooks(
 # %% ../nbs/toolbox/exercises.ipynb #a40198e8
 def exercises_command(args: list[str]) -> None:
     "vit-course exercises FOLDER: put the learners' notebooks there; nothing is overwritten."
+    from vit_course.data import course_folder  # here, so that importing this module stays light
+
     parser = argparse.ArgumentParser(prog="vit-course exercises", description=exercises_command.__doc__)
     parser.add_argument("folder", metavar="FOLDER", help="where to put them; made if it is not there")
     folder = Path(parser.parse_args(args).folder)
-    there = {file.name for file in folder.glob("*.ipynb")}
+    before = {file.name for file in folder.glob("*.ipynb")}
     written = write_notebooks(folder)
+    there = before & {file.name for file in course_folder("exercises").glob("*.ipynb")}
     kept = f"; those that were there already ({len(there)}) were left alone" if there else ""
     print(f"{len(written)} notebooks written to {folder}{kept}")
     print(f"Open them in Jupyter, for example: jupyter lab {folder}")
@@ -1458,7 +1464,7 @@ def grade_command(args: list[str]) -> None:
     options.output.absolute().parent.mkdir(parents=True, exist_ok=True)
     rows = []
     try:
-        for notebook in sum((sorted(glob.glob(name)) or [name] for name in options.notebooks), []):  # Windows leaves *.ipynb to us
+        for notebook in sum(([name] if Path(name).exists() else sorted(glob.glob(name)) or [name] for name in options.notebooks), []):  # Windows leaves *.ipynb to us
             rows.append(grade_notebook(notebook, options.seconds))
             print(grades_table(rows[-1:]), flush=True)
     finally:  # what was graded before an interruption is not lost

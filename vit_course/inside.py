@@ -57,7 +57,7 @@ def ask_torch(
         keep(weights)
         if not given.get("need_weights", True):
             return out, None
-        return out, weights.mean(dim=1) if given.get("average_attn_weights", True) else weights
+        return out, weights.mean(dim=-3) if given.get("average_attn_weights", True) else weights
 
     torch.backends.mha.set_fastpath_enabled(False)
     handles = [layer.register_forward_pre_hook(ask, with_kwargs=True), layer.register_forward_hook(take, prepend=True)]
@@ -171,10 +171,11 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, nn.DataParallel) else model
 
 # %% ../nbs/toolbox/inside.ipynb #e1bc38c6
-def _chosen(found: list, layers: list[int] | None) -> list:
+def _chosen(found: list, layers: list[int] | int | None) -> list:
     "The chosen ones among the layers, in the model's order."
     if layers is None:
         return found
+    layers = [layers] if isinstance(layers, int) else layers
     wrong = [i for i in layers if not -len(found) <= i < len(found)]
     if wrong or not len(layers):
         raise ValueError(f"layers={list(layers)} must name some of the {len(found)} layers: 0 to {len(found) - 1}, or -1 for the last")
@@ -195,7 +196,7 @@ def _checked(weights: Tensor, batch: int) -> Tensor:
 def capture_from(
     model: nn.Module,  # of ours, timm, torchvision, Hugging Face or vit-pytorch, or one that holds such layers
     images: Tensor,  # (B, C, H, W), as the model wants them
-    layers: list[int] | None = None,  # which to keep, -1 for the last; None: all
+    layers: list[int] | int | None = None,  # which to keep, -1 for the last, given back in the model's order; None: all
     **options,  # passed on to the model, such as interpolate_pos_encoding=True
 ) -> list[Tensor]:  # one (B, h, N, N) for each layer, rows summing to 1
     "Attention weights in eval mode and before dropout, the model left exactly as it was."
@@ -219,7 +220,8 @@ def attention_distance(
     distance = torch.cdist(place, place).to(attentions[0].device)
     patches = [a[..., num_prefix_tokens:, num_prefix_tokens:] for a in attentions]
     shares = [a / a.sum(dim=-1, keepdim=True) for a in patches]
-    return torch.stack([(a * distance).sum(dim=-1).mean(dim=(0, 2)) for a in shares])
+    # a patch that looks at no patch has no distance
+    return torch.stack([(a * distance).sum(dim=-1).nanmean(dim=(0, 2)) for a in shares])
 
 # %% ../nbs/toolbox/inside.ipynb #720f2f02
 def position_similarity(
@@ -239,9 +241,9 @@ def position_similarity(
 def _score(logits: Tensor, target: int | Tensor | None) -> Tensor:
     "The logits of the classes that are asked about, summed over the batch: no image's score depends on another."
     target = logits.argmax(dim=1) if target is None else torch.as_tensor(target, device=logits.device)
-    if target.is_floating_point() or target.shape not in ((), (len(logits),)):
+    if target.is_floating_point() or target.dtype == torch.bool or target.shape not in ((), (len(logits),)):
         raise ValueError(f"target={target.tolist()} must be one class, or one for each of {len(logits)} images")
-    target = target.expand(len(logits))
+    target = target.long().expand(len(logits))
     if not 0 <= target.min() <= target.max() < logits.shape[1]:
         raise ValueError(f"target={target.tolist()} must lie in 0..{logits.shape[1] - 1}")
     return logits.gather(1, target[:, None]).sum()
@@ -279,6 +281,18 @@ def gradient_rollout(
         relevance = relevance + (gradient * attention).clamp(min=0).mean(dim=1) @ relevance
     return relevance
 
+# %% ../nbs/toolbox/inside.ipynb #07ac3439
+def _pipes(
+    mixed: Tensor,  # (L, N, N)
+):
+    "All layers as one sparse graph: node l * N + i is token i below layer l, widths are millionths, as the algorithm counts in whole numbers."
+    from scipy.sparse import csr_array
+
+    layer, above, below = mixed.nonzero().T
+    n, nodes = mixed.shape[-1], (len(mixed) + 1) * mixed.shape[-1]
+    width = (mixed[layer, above, below] * 1_000_000).round().int().numpy()
+    return csr_array((width, (((layer + 1) * n + above).numpy(), (layer * n + below).numpy())), shape=(nodes, nodes))
+
 # %% ../nbs/toolbox/inside.ipynb #e41b95af
 def attention_flow(
     attentions: Tensor | list[Tensor],  # (L, h, N, N), the maps of one image
@@ -287,7 +301,6 @@ def attention_flow(
 ) -> Tensor:  # (N,), the largest flow to each input token
     "Maximum flow through the layers' attention (Abnar & Zuidema 2020, §3); needs scipy."
     try:
-        from scipy.sparse import coo_array
         from scipy.sparse.csgraph import maximum_flow
     except ImportError as error:
         raise ImportError("attention_flow needs scipy: pip install scipy") from error
@@ -299,13 +312,9 @@ def attention_flow(
         raise ValueError(f"query={query} must be a token: 0 to {attentions[0].shape[-1] - 1}")
     # in float32: half precision ends at 65,504, and widths are counted in millionths
     mixed = torch.stack([mix_residual(fuse_heads(a[None].float())[0], residual) for a in attentions]).cpu()
-    layer, above, below = mixed.nonzero().T
-    n, unit = mixed.shape[-1], 1_000_000  # the algorithm counts in whole numbers
-    width = (mixed[layer, above, below] * unit).round().int().numpy()
-    nodes = (len(mixed) + 1) * n  # node l * n + i: token i below layer l
-    pipes = coo_array((width, (((layer + 1) * n + above).numpy(), (layer * n + below).numpy())), shape=(nodes, nodes))
-    flows = [maximum_flow(pipes.tocsr(), nodes - n + query, token).flow_value for token in range(n)]
-    return torch.tensor(flows) / unit
+    pipes, n = _pipes(mixed), mixed.shape[-1]
+    flows = [maximum_flow(pipes, len(mixed) * n + query, token).flow_value for token in range(n)]
+    return torch.tensor(flows) / 1_000_000
 
 # %% ../nbs/toolbox/inside.ipynb #7d2faebc
 def kept_for_backward(

@@ -63,7 +63,7 @@ def embed(
     "Data, script, style and a still picture in one piece of HTML."
     folder, tag = files("vit_course") / "web", tag or f"vit-{name}"
     script, style = [(folder / f"{name}.{ending}").read_text(encoding="utf-8") for ending in ("js", "css")]
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")  # neither </script> nor <!-- can begin
     image = f'<img src="{picture_address(still)}" alt="{html.escape(alt)}" style="max-width: 100%; height: auto; background: #fff">'
     inside = f'<figure>{image}</figure><script type="application/json">{text}</script>'
     return Interactive(f"<style>{style}</style><{tag}>{inside}</{tag}><script>{script}</script>", title)
@@ -73,7 +73,8 @@ def to_bytes(
     attention: Tensor,  # (..., N, N), rows summing to 1
 ) -> Tensor:  # uint8, the same shape: square roots, 255 for a row's largest
     "Weights as bytes; the squares, divided by their row's sum, are the weights again."
-    share = attention.double() / attention.double().amax(dim=-1, keepdim=True)
+    weights = attention.double()
+    share = weights / weights.amax(dim=-1, keepdim=True)
     return (255 * share.sqrt()).round().to(torch.uint8)
 
 
@@ -87,7 +88,7 @@ def _image_address(image: Tensor) -> str:  # (C, H, W) in 0..1
     "A picture of the explorer, as text."
     from torchvision.transforms.functional import to_pil_image
 
-    return picture_address(to_pil_image(image.clamp(0, 1)), "png" if image.shape[-2] < 64 else "webp")
+    return picture_address(to_pil_image(image.float().clamp(0, 1)), "png" if image.shape[-2] < 64 else "webp")
 
 
 def _prefix_names(vit: nn.Module) -> list[str]:
@@ -102,7 +103,7 @@ def explorer_data(
     images: Tensor,  # (B, C, H, W) in 0..1
     labels: list[str | None],  # true classes, None where unknown
     names: list[str],  # of the pictures
-    classes: list[str],  # names of the model's answers
+    classes: list[str] | None,  # names of the model's answers; None: their numbers
     answers: int = 3,  # how many, the likeliest first
 ) -> dict:  # what explorer.js reads
     "Pictures, packed attention, and the model's answers."
@@ -110,17 +111,19 @@ def explorer_data(
     from vit_course.rollout import capture_attention
 
     vit = getattr(model, "vit", model)
-    packed = to_bytes(capture_attention(model, images).cpu()).transpose(0, 1)  # (B, L, h, N, N)
+    packed = torch.stack([to_bytes(layer.cpu()) for layer in capture_attention(model, images)], dim=1)  # (B, L, h, N, N)
     with looking_inside(model, [], None):  # in eval mode; each part's own flag comes back
         probs = model(images).softmax(dim=-1).cpu()
-    if vit.num_classes and len(classes) < probs.shape[1]:  # without a head there are no answers
-        raise ValueError(f"classes has {len(classes)} names for {probs.shape[1]} answers of the model: one each")
+    said = 0 if isinstance(vit.head, nn.Identity) else probs.shape[1]  # by the head as it is, perhaps a new one
+    classes = classes or list(map(str, range(said)))
+    if said and len(classes) != said:
+        raise ValueError(f"classes has {len(classes)} names for {said} answers of the model: one each")
     pictures = []
     for k, image in enumerate(images):
-        best = probs[k].topk(min(answers, len(classes), probs.shape[1]))
+        best = probs[k].topk(min(answers, said))
         zipped = zlib.compress(packed[k].contiguous().numpy().tobytes(), 9)
-        said = [[classes[c], round(float(p), 5)] for p, c in zip(best.values, best.indices)]
-        pictures.append({"name": names[k], "label": labels[k], "answers": said, "image": _image_address(image.cpu()),
+        named = [[classes[c], round(float(p), 5)] for p, c in zip(best.values, best.indices)]
+        pictures.append({"name": names[k], "label": labels[k], "answers": named, "image": _image_address(image.cpu()),
                          "attention": base64.b64encode(zipped).decode()})
     return {"grid": list(vit.grid), "size": list(images.shape[-2:]), "prefix": _prefix_names(vit),
             "layers": packed.shape[1], "heads": packed.shape[2], "pictures": pictures}
@@ -129,7 +132,7 @@ def explorer_data(
 def attention_explorer(
     model: nn.Module,  # a `LitViT`, which normalises; a bare `ViT` gets the pixels as they are
     images: Tensor,  # (B, C, H, W) in 0..1
-    labels: list[str] | None = None,  # true classes, by name
+    labels: list[str | None] | None = None,  # true classes, by name; None where unknown
     names: list[str] | None = None,  # of the pictures; the labels unless given
     classes: list[str] | None = None,  # names of the model's answers; a `LitViT` knows its own
     title: str = "Attention explorer",
@@ -143,11 +146,10 @@ def attention_explorer(
     for what, given in (("labels", labels), ("names", names)):
         if given is not None and len(given) != len(images):
             raise ValueError(f"{what} has {len(given)} entries for {len(images)} images: one each")
-    classes = classes or getattr(getattr(model, "hparams", None), "classes", None) or list(map(str, range(vit.num_classes)))
-    if len(classes) < vit.num_classes:
-        raise ValueError(f"classes has {len(classes)} names for {vit.num_classes} answers of the model: one each")
-    names = names or labels or [f"picture {k + 1}" for k in range(len(images))]
-    data = explorer_data(model, images, labels or [None] * len(images), names, classes) | {"title": title}
+    classes = classes or getattr(getattr(model, "hparams", None), "classes", None)
+    labels = labels or [None] * len(images)
+    names = names or [label or f"picture {k + 1}" for k, label in enumerate(labels)]
+    data = explorer_data(model, images, labels, names, classes) | {"title": title}
     still = show_rollout(model, images, titles=names, cols=min(8, len(images)))
     alt = "The pictures " + ", ".join(names) + ", each above its attention rollout; with scripts, this figure can be explored."
     explorer = embed("explorer", data, still, alt, title)
@@ -193,7 +195,9 @@ def patches_figure(
     import matplotlib.pyplot as plt
     from torchvision.transforms.functional import to_pil_image
 
-    (channels, height, width), picture = image.shape, to_pil_image(image)
+    (channels, height, width), picture = image.shape, to_pil_image(image.float().clamp(0, 1)).convert("RGB")
+    if smallest < 1:
+        raise ValueError(f"smallest={smallest} must be 1 pixel or more")
     sizes = [p for p in range(smallest, min(height, width) + 1) if height % p == 0 == width % p]
     if first not in sizes:
         raise ValueError(f"first={first} does not divide an image of {height} x {width}: use one of {sizes}")
@@ -203,7 +207,7 @@ def patches_figure(
     ax.grid(color="white")
     data = {"height": height, "width": width, "channels": channels, "sizes": sizes, "first": first,
             "image": picture_address(picture), "title": "Patch size"}
-    alt = f"A photograph under a grid of patches of {first} pixels; with scripts, the patch size can be moved."
+    alt = f"An image under a grid of patches of {first} pixels; with scripts, the patch size can be moved."
     figure = embed("figures", data, still, alt, data["title"], tag="vit-patches")
     _close(still)
     return figure

@@ -225,7 +225,7 @@ _OUTWARD = re.compile(r"(^|\.)(w?_?o|.*out.*|proj|[co]_proj)(\.weight|\.bias)?$"
 
 
 def _first(pool: list[Weight], count: int, like: Slot) -> Weight | None:
-    "The first weight with so many numbers; owners of the same kind and equal shapes go before others."
+    "The first weight with so many numbers; norms for norms, and matrices for matrices, go first."
     fitting = [w for w in pool if w.value.numel() == count]
     norm = like.owner == "LayerNorm"
 
@@ -319,16 +319,20 @@ def _attention_readings(group: list[Weight], slot: Slot) -> list[tuple]:
     if len(group) == 1:
         read = [(o, refactor(group[0].value, o, sizes, wanted)) for o in _orders(group[0], sizes, wanted)]
         perms = list(itertools.permutations(range(3))) if "t" in sizes else [None]
-        return [((perm, o), v if perm is None else v[list(perm)]) for perm in perms for o, v in read]
-    return list(_separate(group, sizes, wanted))
+        found = [((perm, o), v if perm is None else v[list(perm)]) for perm in perms for o, v in read]
+    else:
+        found = list(_separate(group, sizes, wanted))
+    if slot.kind == "in_bias":  # only a key may lack its bias: there it changes nothing
+        found = [(how, v) for how, v in found if bool(v[[0, 2]].any(dim=-1).all())]
+    return found
 
 # %% ../nbs/toolbox/matching.ipynb #af128ee9
 def _orders(weight: Weight, sizes: dict[str, int], wanted: str) -> list[tuple[str, ...]]:
     "Orders of the factors, the usual ones first; torch's layers keep their inputs in the last axis."
     orders = list(factorings(tuple(weight.value.shape), sizes))
     if weight.owner and weight.value.ndim > 1 and "D" in sizes:
-        last = "D" if wanted[0] != "D" else None
-        orders = [o for o in orders if (o[-1] == "D" if last else o[:1] == ("D",) or weight.value.ndim > 2)]
+        inward = wanted[0] != "D"
+        orders = [o for o in orders if (o[-1] == "D" if inward else o[:1] == ("D",) or weight.value.ndim > 2)]
     return sorted(orders, key=lambda o: _unusual(o, wanted))
 
 # %% ../nbs/toolbox/matching.ipynb #88be4230

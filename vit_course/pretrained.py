@@ -39,7 +39,7 @@ def rename(
     state: dict[str, Tensor],  # name -> weights
     rules: list[tuple[str, str]],  # pattern of a whole name -> our name; empty: drop it
 ) -> dict[str, Tensor]:
-    "Weights under our names; a name that no rule knows raises `ValueError`."
+    "Weights under our names; a name that no rule knows, or two for one place, raise `ValueError`."
     renamed, unknown = {}, []
     for name, value in state.items():
         matches = [(re.fullmatch(pattern, name), new) for pattern, new in rules]
@@ -47,17 +47,33 @@ def rename(
         if match is None:
             unknown.append(name)
         elif new:
-            renamed[match.expand(new)] = value
+            ours = match.expand(new)
+            if ours in renamed:
+                raise ValueError(f"{name} is a second name for {ours}: the weights hold a part twice")
+            renamed[ours] = value
     if unknown:
         raise ValueError(no_place(unknown))
     return renamed
+
+# %% ../nbs/09_pretrained.ipynb #a044e63e
+def _check_lost(weights: dict[str, Tensor]) -> None:
+    "Refuse weights where a part stands in some blocks and not in others: it was lost on the way."
+    blocks: dict[str, set[str]] = {}
+    for name in weights:
+        if match := re.fullmatch(r"encoder\.blocks\.(\d+)\.(.+)", name):
+            blocks.setdefault(match[1], set()).add(match[2])
+    parts = set().union(*blocks.values())
+    lost = [f"encoder.blocks.{i}.{part}" for i, has in blocks.items() for part in sorted(parts - has)]
+    if lost:
+        raise ValueError(f"{', '.join(lost[:3])}: missing, though other blocks have such a part")
 
 # %% ../nbs/09_pretrained.ipynb #8cbc343b
 def join_qkv(
     weights: dict[str, Tensor],  # with ...attn.q.weight, ...attn.k.weight, ...attn.v.weight
 ) -> dict[str, Tensor]:  # with ...attn.qkv.weight in their place
-    "Three layers as one, in the order query, key, value; a missing bias counts as 0."
+    "Three layers as one, in the order query, key, value; a bias that no block has counts as 0."
     joined = dict(weights)
+    _check_lost(weights)
     for name in [n for n in weights if n.endswith("attn.q.weight")]:
         stem = name.removesuffix("q.weight")
         matrices = [joined.pop(f"{stem}{part}.weight") for part in "qkv"]
@@ -299,7 +315,7 @@ def layer_of(
         return 1 + int(name.split(".")[2])
     return depth + 1 if name.startswith(("norm", "head")) else 0
 
-
+# %% ../nbs/09_pretrained.ipynb #a2f7e3a5
 def layer_decay_groups(
     vit: ViT,
     lr: float,  # of the head
@@ -307,6 +323,10 @@ def layer_decay_groups(
     weight_decay: float = 0.05,  # on matrices only
 ) -> list[dict]:  # parameter groups for an optimizer
     "Learning rates that fall from the head to the pixels (Bao et al. 2022, BEiT, §3)."
+    if not isinstance(vit, ViT):
+        raise ValueError(f"vit={type(vit).__name__} is no ViT: of a LitViT, give its `vit`")
+    if lr <= 0:
+        raise ValueError(f"lr={lr} must be above 0")
     if not 0 < decay <= 1:
         raise ValueError(f"decay={decay} must lie in (0, 1]; 1 gives all layers the same rate")
     depth, groups, tokens = len(vit.encoder.blocks), {}, ("class_token", "registers", "positions")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'TookTooLong', 'time_limit', 'random_states', 'untouched_world', 'alike', 'Seen', 'watch', 'by_chance',
-           'alike_by_chance', 'size_of']
+           'alike_by_chance']
 
 # %% ../nbs/toolbox/probes.ipynb #d6e4b2b6
 import cmath
@@ -49,8 +49,9 @@ def time_limit(
         yield
         return
 
-    def stop(*_):
-        raise TookTooLong(f"not finished after {seconds:g} seconds")
+    def stop(sign, _):
+        spent = f"{seconds:g} seconds of the processor" if sign == signal.SIGPROF else f"{4 * seconds:g} seconds on the clock"
+        raise TookTooLong(f"not finished after {spent}")
 
     timers = {signal.ITIMER_PROF: (signal.SIGPROF, seconds), signal.ITIMER_REAL: (signal.SIGALRM, 4 * seconds)}
     before = {sign: signal.signal(sign, stop) for sign, _ in timers.values()}
@@ -95,8 +96,8 @@ def untouched_world(
     threads, dtype, grads = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
     quiet = _Nowhere()
     try:
-        with (time_limit(seconds), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet),
-              warnings.catch_warnings(), _same_surroundings()):
+        with (contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet), warnings.catch_warnings(),
+              _same_surroundings(), time_limit(seconds)):  # innermost: no alarm while things are put back
             torch.set_grad_enabled(True)
             torch.set_default_dtype(torch.float32)
             torch.set_num_threads(1)  # small tensors: more threads only wait for each other
@@ -111,7 +112,8 @@ def untouched_world(
             torch.set_num_threads(threads)
 
 # %% ../nbs/toolbox/probes.ipynb #cbdb7e16
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 3e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3}
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 3e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3,
+             torch.complex128: 1e-6, torch.complex64: 3e-5}
 
 
 def _as_tensor(value):
@@ -119,7 +121,7 @@ def _as_tensor(value):
     if isinstance(value, nn.Module):
         return [type(value).__name__, dict(value.state_dict())]
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
+        return torch.from_numpy(value) if value.dtype.kind in "biufc" else value.tolist()
     if isinstance(value, torch.Size):
         return tuple(value)
     return value
@@ -138,9 +140,11 @@ def alike(
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(alike(x, y) for x, y in zip(a, b))
     if isinstance(a, dict) and isinstance(b, dict):
-        return list(a) == list(b) and all(alike(a[k], b[k]) for k in a)
+        return a.keys() == b.keys() and all(alike(a[k], b[k]) for k in a)
     numbers = [x.item() if isinstance(x, Tensor) and x.ndim == 0 else x for x in (a, b)]
     if all(isinstance(x, Number) and not isinstance(x, bool) for x in numbers):
+        if all(x != x for x in numbers):  # neither is a number
+            return True
         isclose = cmath.isclose if any(isinstance(x, complex) for x in numbers) else math.isclose
         return isclose(*numbers, rel_tol=1e-5, abs_tol=1e-6)
     return type(a) is type(b) and bool(a == b)
@@ -177,10 +181,17 @@ def _tensors(tree) -> list[Tensor]:
 
 # %% ../nbs/toolbox/probes.ipynb #3b330533
 def _outline(tree):
-    "How a nest is built, without what is in it."
+    "How a nest is built, with its numbers and words, without its tensors."
     if isinstance(tree, dict):
         return {k: _outline(v) for k, v in tree.items()}
-    return [_outline(x) for x in tree] if isinstance(tree, (list, tuple)) else None
+    if isinstance(tree, (list, tuple)):
+        return [_outline(x) for x in tree]
+    return tree if isinstance(tree, (Number, str)) else None
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    "The same shape and numbers; what is no number equals its like."
+    return a.shape == b.shape and bool(torch.isclose(a, b, rtol=0, atol=0, equal_nan=True).all())
 
 # %% ../nbs/toolbox/probes.ipynb #aee9810d
 def _inputs(tree, grads: bool):
@@ -208,7 +219,7 @@ def watch(
     except (Exception, SystemExit) as error:
         seen.error = error
     seen.drew = random_states() != states
-    seen.changed = _outline(tree) != outline or any(not torch.equal(a.detach(), b) for a, b in zip(_tensors(tree), kept))
+    seen.changed = _outline(tree) != outline or any(not _equal(a.detach(), b) for a, b in zip(_tensors(tree), kept))
     if grads and seen.error is None:
         try:
             seen.gradients = _gradients(seen.value, _tensors(tree))
@@ -258,11 +269,12 @@ def _explained(x: Tensor, y: Tensor, samples: int) -> bool:
     mean = (x[0] - y[0]).abs() <= 6 * spread / samples**0.5 + 1e-5 * size
     deviation = (x[1] - y[1]).abs() <= 0.25 * spread + 1e-4 * size
     zeros = (x[2] - y[2]).abs() <= 3.5 / samples**0.5
-    overall = (x[1].square().mean().sqrt() - y[1].square().mean().sqrt()).abs() <= 0.1 * size_of(x, y) + 1e-4 * size
+    ours, theirs = _typical(x), _typical(y)
+    overall = (ours - theirs).abs() <= 0.1 * torch.maximum(ours, theirs) + 1e-4 * size
     mixed = (x[3] - y[3]).abs() <= 0.12 * torch.maximum(x[3], y[3]) + 1e-4 * size
     return bool(mean.all() and deviation.all() and zeros.all() and overall and mixed.all())
 
 
-def size_of(x: Tensor, y: Tensor) -> Tensor:
-    "The larger of two typical deviations."
-    return torch.maximum(x[1].square().mean().sqrt(), y[1].square().mean().sqrt())
+def _typical(x: Tensor) -> Tensor:
+    "The typical deviation of all outputs."
+    return x[1].square().mean().sqrt()

@@ -8,6 +8,7 @@ __all__ = ['SMOOTH', 'MODES', 'RESIZE_STYLES', 'sample_points', 'resize_position
 # %% ../nbs/08_resolution.ipynb #4c3b3337
 import copy
 import warnings
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -41,8 +42,9 @@ def _check_table(
 ) -> None:
     "Refuse a table that does not fit the grid, or grids that are none."
     for name, grid in (("old_grid", old_grid), ("new_grid", new_grid)):
-        if not isinstance(grid, (tuple, list)) or len(grid) != 2 or min(grid) < 1:
-            raise ValueError(f"{name}={grid} should be (rows, cols), both 1 or more")
+        is_pair = isinstance(grid, (tuple, list)) and len(grid) == 2
+        if not is_pair or not all(isinstance(n, Integral) and n >= 1 for n in grid):
+            raise ValueError(f"{name}={grid} should be (rows, cols), whole numbers, both 1 or more")
     if positions.ndim not in (2, 3) or (positions.ndim == 3 and len(positions) != 1):
         shape = tuple(positions.shape)
         raise ValueError(f"positions of shape {shape} should be (1, N, D) or (N, D)")
@@ -164,6 +166,7 @@ def resize_model(
     if not isinstance(vit, ViT):
         raise ValueError(f"model={type(model).__name__} is no ViT, and has none in `vit`")
     size, new_grid = as_pair(img_size), patch_grid(img_size, vit.tokenizer.patch_size)
+    _check_style(**{"mode": "bicubic", "antialias": True, "align_corners": False, "offset": 0.0} | style)
     new = copy.deepcopy(model)
     new.zero_grad(set_to_none=True)  # gradients were copied, too
     if size != vit.tokenizer.img_size:

@@ -167,6 +167,8 @@ def rollout_heatmap(
 ) -> Tensor:  # (B, rows, cols), each summing to at most 1
     "Share of the model's pooled output that stems from each patch."
     vit = getattr(model, "vit", model)
+    if not hasattr(vit, "pool"):
+        raise ValueError(f"model={type(model).__name__} is no ViT: turn it into one by from_timm or its siblings (lesson 9)")
     prefix = vit.num_prefix_tokens
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be 1 or more")

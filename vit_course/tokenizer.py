@@ -7,6 +7,9 @@ __all__ = ['STEMS', 'as_pair', 'patch_grid', 'patchify', 'unpatchify', 'LinearSt
            'EarlyConvStem', 'Tokenizer']
 
 # %% ../nbs/02_tokenizer.ipynb #6dde8b56
+from collections.abc import Iterable
+from numbers import Integral
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -16,10 +19,10 @@ def as_pair(
     size: int | tuple[int, int],  # side in pixels, or (H, W)
 ) -> tuple[int, int]:  # (H, W)
     "A size as height and width."
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2:
-        raise ValueError(f"size={size} should be one number of pixels or a pair (H, W)")
-    return pair
+    pair = tuple(size) if isinstance(size, Iterable) else (size, size)
+    if len(pair) != 2 or not all(isinstance(side, Integral) for side in pair):
+        raise ValueError(f"size={size!r} should be one whole number of pixels or a pair (H, W)")
+    return int(pair[0]), int(pair[1])
 
 # %% ../nbs/02_tokenizer.ipynb #3bd9785a
 def patch_grid(

@@ -289,7 +289,7 @@ class LitViT(FewerPatches):
 
 # %% ../nbs/06_training.ipynb #6e1d5837
 class EpochSeed(pl.Callback):
-    "Seeds each epoch by the run's seed and the epoch, so that a resumed run draws the same numbers."
+    "Seeds each epoch by the run's seed and the epoch, so that a resumed run draws the same numbers and the same order."
 
     def __init__(
         self,
@@ -298,6 +298,10 @@ class EpochSeed(pl.Callback):
         self.seed = seed
 
     def on_train_epoch_start(self, trainer, module):
+        # Lightning 2.6 counts one epoch too many where a run with `max_steps` goes on: its order would be another
+        sampler = getattr(getattr(trainer, "train_dataloader", None), "sampler", None)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(trainer.current_epoch)
         seed = os.environ.get("PL_GLOBAL_SEED") if self.seed is None else self.seed
         if seed is not None:
             # another number for each epoch, and for each process of a run on several devices
