@@ -82,8 +82,10 @@ BRANCHES = {
 # the top of the ladder and as many steps as it gets, in the other format: for processors with instructions for it
 FORMATS = {"bfloat16": {"precision": "bf16-mixed"}, "bfloat16, residual in 32 bits": {"precision": "bf16-mixed", "residual_in_fp32": True}}
 # width x depth, at the top of the ladder; Muon's steps grow with the root of the width, which the rate undoes
-RATE = {width: round(6e-3 * (64 / width) ** 0.5, 4) for width in (64, 96, 128)}
-SIZES = {f"{width}x{depth}": {"embed_dim": width, "depth": depth, "lr": RATE[width]} for width in RATE for depth in (2, 4, 6)}
+RATE = {width: round(6e-3 * (64 / width) ** 0.5, 4) for width in (48, 64, 96, 128)}
+SIZES = {f"{width}x{depth}": {"embed_dim": width, "depth": depth, "lr": RATE[width]} for width in (64, 96, 128) for depth in (2, 4, 6)}
+# the best of these nine lay at the edge of the table: its neighbours outside
+SIZES |= {f"{width}x{depth}": {"embed_dim": width, "depth": depth, "lr": RATE[width]} for width, depth in ((48, 2), (64, 1), (96, 1))}
 # for the hour, where the model begins to know its training images by heart
 SIZES |= {f"{size}, RandAugment": SIZES[size] | {"augment": "rand_augment"} for size in ("96x4", "128x4", "128x6")}
 
