@@ -45,7 +45,8 @@ test: notebooks clean-check pytest  ## run every notebook and every test
 notebooks: $(VENV)/installed  ## run the notebooks as tests
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing --flags slow
 
-clean-check: $(VENV)/installed  ## check that modules, README, notebooks and exercises agree
+clean-check: $(VENV)/installed  ## check that modules, README, notebooks and exercises agree, and the style
+	@$(BIN)/ruff check --quiet
 	@$(BIN)/python scripts/check_clean.py
 	@$(BIN)/python scripts/make_exercises.py --check
 

@@ -9,6 +9,7 @@ from setuptools.command.build_py import build_py
 config = ConfigParser(delimiters=["="])
 config.read("settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
+lab = cfg["lab_requirements"].split()
 statuses = {"3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
 
 # Folders beside the package that an installed package carries inside, and what of them.
@@ -49,7 +50,7 @@ setup(
     package_data={cfg["lib_name"]: ["data/*", "weights/*", "recipes/*", "bank/*", "web/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"lab": cfg["lab_requirements"].split(), "dev": (cfg["lab_requirements"] + " " + cfg["dev_requirements"]).split()},
+    extras_require={"lab": lab, "dev": lab + cfg["dev_requirements"].split()},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "vit_course.commands": cfg["commands"].split(),

@@ -3,8 +3,10 @@
 
     python benchmarks/pooling.py [--seeds 0 1 2] [--epochs N] [--threads N] [--again]
 
-Writes benchmarks/results/pooling.csv with a row an epoch: pool, seed, epoch, val_acc, and test_acc in the last one. A run that stands
-in the file already is not made again, so the command can be stopped and started at will; `--again` makes those that are asked for anew, and writes them at the end.
+Writes benchmarks/results/pooling.csv with a row an epoch: pool, seed, epoch, val_acc, and test_acc
+in the last one. A run that stands in the file already is not made again, so the command can be
+stopped and started at will; `--again` makes those that are asked for anew, and writes them at the
+end.
 """
 import argparse
 import csv
@@ -24,6 +26,7 @@ from vit_course.training import EpochSeed, LitViT
 
 TARGET = Path(__file__).parent / "results" / "pooling.csv"
 COLUMNS = ["pool", "seed", "epoch", "val_acc", "test_acc"]
+LINKED = ("num_classes", "in_chans", "img_size", "mean", "std", "classes")  # from data to model
 
 
 class Curve(pl.Callback):
@@ -42,7 +45,7 @@ def train(pool: str, seed: int, epochs: int) -> list[dict]:
     recipe = yaml.safe_load(recipes()["quickstart"].read_text())
     pl.seed_everything(seed, verbose=False)
     data = FashionMiniData(**recipe["data"]["init_args"])  # the same split for every seed
-    linked = {name: getattr(data, name) for name in ("num_classes", "in_chans", "img_size", "mean", "std", "classes")}
+    linked = {name: getattr(data, name) for name in LINKED}
     model = LitViT(**recipe["model"] | linked | {"pool": pool})
     options = recipe["trainer"] | {"max_epochs": epochs}
     curve = Curve()
@@ -52,11 +55,11 @@ def train(pool: str, seed: int, epochs: int) -> list[dict]:
     )
     trainer.fit(model, data)
     test = trainer.test(model, data, verbose=False)[0]["test_acc"]
-    last = len(curve.values) - 1
-    return [
-        {"pool": pool, "seed": seed, "epoch": i, "val_acc": round(v, 4), "test_acc": round(test, 4) if i == last else ""}
-        for i, v in enumerate(curve.values)
-    ]
+    run, rows = {"pool": pool, "seed": seed}, []
+    for epoch, accuracy in enumerate(curve.values):
+        rows.append(run | {"epoch": epoch, "val_acc": round(accuracy, 4), "test_acc": ""})
+    rows[-1]["test_acc"] = round(test, 4)
+    return rows
 
 
 def read() -> list[dict]:
@@ -75,24 +78,32 @@ def save(rows: list[dict]):
         writer.writerows(rows)
 
 
-def main():
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--again", action="store_true", help="make runs anew that stand in the file")
+    parser.add_argument("--again", action="store_true",
+                        help="make runs anew that stand in the file")
+    return parser
+
+
+def main():
+    parser = make_parser()
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     asked = [(pool, seed) for seed in args.seeds for pool in ("cls", "mean")]
-    epochs = args.epochs or yaml.safe_load(recipes()["quickstart"].read_text())["trainer"]["max_epochs"]
+    recipe = yaml.safe_load(recipes()["quickstart"].read_text())
+    epochs = args.epochs or recipe["trainer"]["max_epochs"]
     rows = read()
     if args.again:
         rows = [row for row in rows if (row["pool"], int(row["seed"])) not in asked]
     there = Counter((row["pool"], int(row["seed"])) for row in rows)
     if others := {run: n for run, n in there.items() if n != epochs}:
-        parser.error(f"{TARGET} holds runs of another length than {epochs} epochs: {others}; give --epochs, or --again for all of them")
+        parser.error(f"{TARGET} holds runs of another length than {epochs} epochs: {others}; "
+                     "give --epochs, or --again for all of them")
     for pool, seed in asked:
         if (pool, seed) in there:
             continue

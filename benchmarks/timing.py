@@ -10,6 +10,8 @@ import torch
 from vit_course.attention import cpu_has_bf16
 from vit_course.optimizers import bf16_is_faster
 
+Quartiles = tuple[float, float, float]
+
 
 def interleaved(work: dict[str, Callable], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
     "Seconds of each call, taken in turns, so that a slow minute of the machine meets all alike."
@@ -17,7 +19,9 @@ def interleaved(work: dict[str, Callable], rounds: int, warm_up: int = 2) -> dic
         for _ in range(warm_up):
             run()
     times, names, order = {name: [] for name in work}, [], random.Random(0)
-    for _ in range(rounds):  # in another order each time, where there are more than two: nobody always follows the same neighbour, or itself
+    # in another order each time, where there are more than two: nobody always follows the same
+    # neighbour, or itself
+    for _ in range(rounds):
         names = _next_round(names or list(work), order)
         for name in names:
             start = time.perf_counter()
@@ -33,18 +37,22 @@ def _next_round(names: list[str], order: random.Random) -> list[str]:
     return [first, *order.sample(rest, len(rest))]
 
 
-def quartiles(values) -> tuple[float, float, float]:
+def quartiles(values) -> Quartiles:
     "First quartile, median, third quartile."
-    return tuple(torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist())
+    shares = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    return tuple(torch.tensor(values, dtype=torch.float64).quantile(shares).tolist())
 
 
-def paired_ratios(times: dict[str, list[float]], base: str) -> dict[str, tuple[float, float, float]]:
+def paired_ratios(times: dict[str, list[float]], base: str) -> dict[str, Quartiles]:
     "Quartiles of each one's time over the base's time in the same round."
-    return {name: quartiles([a / b for a, b in zip(values, times[base])]) for name, values in times.items()}
+    ratios = {}
+    for name, values in times.items():
+        ratios[name] = quartiles([a / b for a, b in zip(values, times[base])])
+    return ratios
 
 
 def kind_of_processor() -> str:
-    "How a file of results is called after its name: nothing where bfloat16 is fast, else _slow_bf16 or _without_bf16."
+    "How a result file's name ends: empty where bfloat16 is fast, else _slow_bf16 or _without_bf16."
     if not cpu_has_bf16():
         return "_without_bf16"
     return "" if bf16_is_faster() else "_slow_bf16"
@@ -54,7 +62,8 @@ def processor() -> str:
     "The processor's name as the system gives it."
     try:
         with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+            names = (line.split(":", 1)[1] for line in file if line.startswith("model name"))
+            return next(names).strip()
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 

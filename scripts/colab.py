@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""Gives each notebook a link to Colab and a first code cell that installs the package there, and only there.
+"""Gives each notebook a link to Colab and a first code cell that installs the package there, and
+only there.
 
-Both hold the repository's address, which is read from settings.ini: after a change there, run this and commit what it writes.
+Both hold the repository's address, which is read from settings.ini: after a change there, run this
+and commit what it writes.
 """
 import hashlib
 import json
@@ -9,10 +11,11 @@ from configparser import ConfigParser
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+COLAB = "https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/"
 INSTALL = """#| hide
 import sys
 if "google.colab" in sys.modules:  # nothing happens elsewhere; Colab's own torch stays
-    get_ipython().run_line_magic("pip", "install --quiet git+{git_url}")"""
+    get_ipython().run_line_magic("pip", "install -q git+{git_url}")"""
 
 
 def settings() -> dict:
@@ -24,7 +27,7 @@ def settings() -> dict:
 
 def address(place: str) -> str:
     "Where Colab opens a notebook of the repository."
-    return "https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/".format(**settings()) + place
+    return COLAB.format(**settings()) + place
 
 
 def is_ours(cell: dict) -> bool:
@@ -36,9 +39,11 @@ def is_ours(cell: dict) -> bool:
 def cells(place: str) -> list[dict]:
     "The link and the installing cell of a notebook, by its place in the repository."
     made = []
-    for kind, source in (("markdown", f"[Open in Colab]({address(place)})"), ("code", INSTALL.format(**settings()))):
+    link, install = f"[Open in Colab]({address(place)})", INSTALL.format(**settings())
+    for kind, source in (("markdown", link), ("code", install)):
         key = hashlib.sha1(f"{kind} {place} colab".encode()).hexdigest()[:8]
-        made.append({"cell_type": kind, "id": key, "metadata": {}, "source": source.splitlines(True)})
+        lines = source.splitlines(True)
+        made.append({"cell_type": kind, "id": key, "metadata": {}, "source": lines})
     made[1] |= {"execution_count": None, "outputs": []}
     return made
 
@@ -53,10 +58,10 @@ def with_colab(notebook: dict, place: str) -> dict:
 def main() -> None:
     for file in sorted((ROOT / "nbs").rglob("*.ipynb")):
         if ".ipynb_checkpoints" not in file.parts:
-            notebook = json.loads(file.read_text(encoding="utf-8"))
-            place = file.relative_to(ROOT).as_posix()
-            text = json.dumps(with_colab(notebook, place), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-            if text != file.read_text(encoding="utf-8"):
+            old = file.read_text(encoding="utf-8")
+            book = with_colab(json.loads(old), file.relative_to(ROOT).as_posix())
+            text = json.dumps(book, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+            if text != old:
                 file.write_text(text, encoding="utf-8", newline="\n")
 
 

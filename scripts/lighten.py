@@ -1,4 +1,4 @@
-"Makes a built site lighter: rules and icons that no page uses leave its style sheets and its icon font."
+"Makes a built site lighter: unused rules leave its style sheets, unused icons its icon font."
 import re
 from pathlib import Path
 
@@ -7,16 +7,19 @@ from fontTools import subset
 
 WORD = re.compile(r"[\w-]+")
 CLASS = re.compile(r"\.((?:\\.|[\w-])+)")
+SKIPPED = {"skip_comments": True, "skip_whitespace": True}
 
 
 def words_of(site: Path) -> set[str]:
     "Everything in pages and scripts that could be the name of a class."
     files = [file for ending in ("html", "js") for file in site.rglob(f"*.{ending}")]
-    return {word for file in files for word in WORD.findall(file.read_text(encoding="utf-8", errors="replace"))}
+    texts = (file.read_text(encoding="utf-8", errors="replace") for file in files)
+    return {word for text in texts for word in WORD.findall(text)}
 
 
 def is_used(selector: str, words: set[str]) -> bool:
-    "Whether every class of a selector is somewhere in the site; what stands in brackets, as in `:not(.x)`, asks for none."
+    """Whether every class of a selector is somewhere in the site; what stands in brackets, as in
+    `:not(.x)`, asks for none."""
     selector = re.sub(r"\([^()]*\)", "", selector)
     return all(name.replace("\\", "") in words for name in CLASS.findall(selector))
 
@@ -26,12 +29,12 @@ def used_rules(rules: list, words: set[str]) -> str:
     kept = []
     for rule in rules:
         if rule.type == "qualified-rule":
-            selectors = [s.strip() for s in re.split(r",(?![^(]*\))", tinycss2.serialize(rule.prelude))]
-            selectors = [s for s in selectors if is_used(s, words)]
+            selectors = re.split(r",(?![^(]*\))", tinycss2.serialize(rule.prelude))
+            selectors = [s.strip() for s in selectors if is_used(s.strip(), words)]
             if selectors:
                 kept.append(f"{','.join(selectors)}{{{tinycss2.serialize(rule.content)}}}")
         elif rule.type == "at-rule" and rule.lower_at_keyword in ("media", "supports"):
-            inside = used_rules(tinycss2.parse_rule_list(rule.content, skip_comments=True, skip_whitespace=True), words)
+            inside = used_rules(tinycss2.parse_rule_list(rule.content, **SKIPPED), words)
             if inside:
                 kept.append(f"@{rule.at_keyword}{tinycss2.serialize(rule.prelude)}{{{inside}}}")
         elif rule.type == "at-rule":
@@ -40,7 +43,7 @@ def used_rules(rules: list, words: set[str]) -> str:
 
 
 def lighten_sheet(sheet: Path, words: set[str]) -> None:
-    rules = tinycss2.parse_stylesheet(sheet.read_text(encoding="utf-8"), skip_comments=True, skip_whitespace=True)
+    rules = tinycss2.parse_stylesheet(sheet.read_text(encoding="utf-8"), **SKIPPED)
     sheet.write_text(used_rules(rules, words), encoding="utf-8")
 
 

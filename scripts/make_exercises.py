@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Makes exercises/*.ipynb from the lessons: bodies of cells marked `#| exercise NAME METHODS-TO-KEEP` are cut out.
+"""Makes exercises/*.ipynb from the lessons: bodies of cells marked `#| exercise NAME
+METHODS-TO-KEEP` are cut out.
 
-Signature, comments on parameters, docstring and numbered step comments stay. The same lessons give the same bytes
-everywhere: nothing is executed, and ids come from names. With --check nothing is written; the exit status is 1 if
-something is out of date.
+Signature, comments on parameters, docstring and numbered step comments stay. The same lessons give
+the same bytes everywhere: nothing is executed, and ids come from names. With --check nothing is
+written; the exit status is 1 if something is out of date.
 """
 import ast
 import hashlib
@@ -22,22 +23,30 @@ DIRECTIVE = re.compile(r"^#\|.*\n?", re.M)
 
 INTRO = """---
 
-**This is the exercise notebook of this lesson.** {count} exercises and {points} points are waiting. Text and figures are those of
+**This is the exercise notebook of this lesson.** {count} exercises and {points} points are \
+waiting. Text and figures are those of
 the lesson `nbs/{name}.ipynb`, where you find all answers. Under each exercise:
 
-- `check(...)` tells you at once: right, or which mistake it is and where to look. It runs your code and changes nothing.
-- `hint("...")` gives three hints, one at a time; `solution("...")` shows our answer; `use("...")` puts ours in place of yours, so that you can go on.
+- `check(...)` tells you at once: right, or which mistake it is and where to look. \
+It runs your code and changes nothing.
+- `hint("...")` gives three hints, one at a time; `solution("...")` shows our answer; \
+`use("...")` puts ours in place of yours, so that you can go on.
   Remove the `#` in front to use them.
 - An exercise that you leave alone does not stop the notebook: ours stands in for it.
 
-Your points are kept in the folder in which the notebook runs (`vit_course_progress.jsonl`). On Colab nothing is kept by itself: choose
-*File → Save a copy in Drive* before you begin; the file with the points goes when its machine does."""
+Your points are kept in the folder in which the notebook runs (`vit_course_progress.jsonl`). \
+On Colab nothing is kept by itself: choose
+*File → Save a copy in Drive* before you begin; \
+the file with the points goes when its machine does."""
 
 # pages without a learners' notebook: named, not linked, since a learner's folder does not hold them
 ELSEWHERE = re.compile(r"\[([^\]]+)\]\(((?:toolbox/|(?:09|10)_)[^)]*)\)")
 SETUP = "from vit_course.exercises import check, hint, progress, solution, use"
 LADDER = '# hint("{0}")\n# solution("{0}")\n# use("{0}")'
-SLOW = "*(Here the lesson has a cell that takes long or needs more than the course installs. It is left out; you find it in the lesson.)*"
+SLOW = (
+    "*(Here the lesson has a cell that takes long or needs more than the course installs. "
+    "It is left out; you find it in the lesson.)*"
+)
 
 
 def numbered_comments(source: str, first: int, last: int) -> list[str]:
@@ -61,7 +70,7 @@ def is_super_call(statement: ast.stmt) -> bool:
 def stub(lines: list[str], source: str, function: ast.FunctionDef) -> list[str]:
     "A function's lines without its body."
     body = function.body
-    has_doc = isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str)
+    has_doc = ast.get_docstring(function) is not None
     code = body[has_doc:]
     end = function.end_lineno
     head_end = body[0].end_lineno if has_doc else function.body[0].lineno - 1
@@ -80,21 +89,23 @@ def cut(source: str, name: str, keep: list[str]) -> str:
     target = next(n for n in ast.parse(source).body if getattr(n, "name", None) == name)
     functions = [target]
     if isinstance(target, ast.ClassDef):
-        functions = [n for n in target.body if isinstance(n, ast.FunctionDef) and n.name not in keep]
+        functions = [n for n in target.body if isinstance(n, ast.FunctionDef)]
+        functions = [n for n in functions if n.name not in keep]
     for function in reversed(functions):
         lines[function.lineno - 1 : function.end_lineno] = stub(lines, source, function)
     return "\n".join(lines)
 
 
 def is_refusal(node: ast.stmt) -> bool:
-    "Whether a statement only tests that the lesson's code refuses something, in the lesson's own words."
+    "Whether a statement only tests that our code refuses something, in our own words."
     if isinstance(node, ast.For):
         return all(is_refusal(n) for n in node.body)
     call = node.value if isinstance(node, ast.Expr) else None
     if not (isinstance(call, ast.Call) and getattr(call.func, "id", "") == "test_fail"):
         return False
-    in_our_words = any(k.arg == "contains" for k in call.keywords)
-    return in_our_words and begins_with(getattr(call.args[0], "body", None)) not in ("torch", "nn", "pl")
+    if not any(k.arg == "contains" for k in call.keywords):
+        return False
+    return begins_with(getattr(call.args[0], "body", None)) not in ("torch", "nn", "pl")
 
 
 def begins_with(node: ast.expr | None) -> str:
@@ -105,37 +116,46 @@ def begins_with(node: ast.expr | None) -> str:
 
 
 def without_refusals(source: str) -> str:
-    "A cell without tests of error messages: a right answer may say them otherwise, and `check` grades what is asked."
+    """A cell without tests of error messages: a right answer may say them otherwise, and `check`
+    grades what is asked."""
     nodes = [n for n in ast.parse(source).body if is_refusal(n)]
     gone = {row for n in nodes for row in range(n.lineno, n.end_lineno + 1)}
-    return "\n".join(l for row, l in enumerate(source.split("\n"), 1) if row not in gone).strip("\n") if gone else source
+    if not gone:
+        return source
+    kept = [line for row, line in enumerate(source.split("\n"), 1) if row not in gone]
+    return "\n".join(kept).strip("\n")
 
 
 def attributes(source: str, name: str, keep: list[str]) -> list[str]:
     "What the lesson's version of a class calls its parts."
     target = next(n for n in ast.parse(source).body if getattr(n, "name", None) == name)
-    inits = [n for n in getattr(target, "body", []) if getattr(n, "name", "") == "__init__" and "__init__" not in keep]
-    found = [n for i in inits for n in ast.walk(i) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)]
+    methods = [] if "__init__" in keep else getattr(target, "body", [])
+    inits = [n for n in methods if getattr(n, "name", "") == "__init__"]
+    found = [n for init in inits for n in ast.walk(init) if isinstance(n, ast.Attribute)]
+    found = [n for n in found if isinstance(n.ctx, ast.Store)]
     return list(dict.fromkeys(n.attr for n in found if getattr(n.value, "id", "") == "self"))
 
 
 def cell(kind: str, source: str, key: str, outputs: list | None = None) -> dict:
     "A notebook's cell whose id depends on its key alone."
-    made = {"cell_type": kind, "id": hashlib.sha1(key.encode()).hexdigest()[:8], "metadata": {}, "source": source.splitlines(True)}
+    made = {"cell_type": kind, "id": hashlib.sha1(key.encode()).hexdigest()[:8], "metadata": {}}
+    made["source"] = source.splitlines(True)
     return made | ({"execution_count": None, "outputs": outputs or []} if kind == "code" else {})
 
 
 def pictures(outputs: list[dict]) -> list[dict]:
     "The figures among a cell's outputs."
-    found = [o for o in outputs if "image/png" in o.get("data", {})]
-    return [{"output_type": "display_data", "metadata": {}, "data": {"image/png": o["data"]["image/png"]}} for o in found]
+    found = [o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", {})]
+    shown = {"output_type": "display_data", "metadata": {}}
+    return [shown | {"data": {"image/png": picture}} for picture in found]
 
 
 def title(task) -> str:
     "What stands above an exercise."
     stars = "●" * task.difficulty + "○" * (5 - task.difficulty)
     points = f"{task.points} point{'s' * (task.points > 1)}"
-    text = f"### ✎ Exercise: `{task.name}`\n\n{points} · difficulty {stars} ({task.difficulty} of 5) · about {task.minutes} minutes"
+    text = (f"### ✎ Exercise: `{task.name}`\n\n{points} · difficulty {stars} "
+            f"({task.difficulty} of 5) · about {task.minutes} minutes")
     return text + (f"\n\n{task.asks}" if task.asks else "")
 
 
@@ -149,31 +169,41 @@ def exercise_cells(source: str, mark: str, bank: dict) -> list[dict]:
     head = title(bank[name])
     if parts:
         named = ", ".join(f"`{p}`" for p in parts)
-        head += f"\n\nName its parts as you like; `check` does not mind. Some cells below look into them by our names, though: {named}."
+        head += ("\n\nName its parts as you like; `check` does not mind. "
+                 f"Some cells below look into them by our names, though: {named}.")
+    check, ladder = f"check({name})", LADDER.format(name)
     return [cell("markdown", head, f"{name} title"), cell("code", text, f"{name} stub"),
-            cell("code", f"check({name})", f"{name} check"), cell("code", LADDER.format(name), f"{name} ladder")]
+            cell("code", check, f"{name} check"), cell("code", ladder, f"{name} ladder")]
+
+
+def code_cells(old: dict, key: str, bank: dict) -> list[dict]:
+    "The cells that take the place of one of the lesson's code."
+    source = "".join(old["source"])
+    mark = MARK.search(source) if old["cell_type"] == "code" else None
+    if mark:
+        return exercise_cells(source, mark[1], bank)
+    if source.startswith("#| default_exp"):
+        return [cell("code", SETUP, key)]
+    if re.search(r"^#\| slow", source, re.M):
+        return [cell("markdown", SLOW, key)]
+    text = without_refusals(DIRECTIVE.sub("", source))
+    return [cell("code", text, key, pictures(old["outputs"]))] if text.strip() else []
 
 
 def convert(lesson: dict, name: str, bank: dict) -> dict:
     "A learner's notebook from a lesson."
     tasks = [t for t in bank.values() if t.lesson == name]
+    intro = INTRO.format(name=name, count=len(tasks), points=sum(t.points for t in tasks))
     cells = []
     for number, old in enumerate(lesson["cells"]):
-        source, key = "".join(old["source"]), f"{name} {number}"
-        mark = MARK.search(source) if old["cell_type"] == "code" else None
         if old["cell_type"] == "markdown":
-            source += "\n\n" + INTRO.format(name=name, count=len(tasks), points=sum(t.points for t in tasks)) if number == 0 else ""
-            cells.append(cell("markdown", ELSEWHERE.sub(r"\1 (`nbs/\2`)", source), key))
-        elif mark:
-            cells += exercise_cells(source, mark[1], bank)
-        elif source.startswith("#| default_exp"):
-            cells.append(cell("code", SETUP, key))
-        elif re.search(r"^#\| slow", source, re.M):
-            cells.append(cell("markdown", SLOW, key))
+            source = "".join(old["source"]) + (f"\n\n{intro}" if number == 0 else "")
+            source = ELSEWHERE.sub(r"\1 (`nbs/\2`)", source)
+            cells.append(cell("markdown", source, f"{name} {number}"))
         else:
-            text = without_refusals(DIRECTIVE.sub("", source))
-            cells += [cell("code", text, key, pictures(old["outputs"]))] if text.strip() else []
-    cells += [cell("markdown", "## Your points", f"{name} points"), cell("code", f'progress("{name[:2]}")', f"{name} progress")]
+            cells += code_cells(old, f"{name} {number}", bank)
+    cells.append(cell("markdown", "## Your points", f"{name} points"))
+    cells.append(cell("code", f'progress("{name[:2]}")', f"{name} progress"))
     metadata = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
     return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
 
@@ -185,13 +215,15 @@ def fingerprint(book: dict) -> str:
 
 
 def worked_in(file: Path) -> bool:
-    "Whether somebody may have run or edited a notebook: those made here carry no execution count, and the fingerprint of their cells."
+    """Whether somebody may have run or edited a notebook: those made here carry no execution count,
+    and the fingerprint of their cells."""
     book = json.loads(file.read_text(encoding="utf-8"))
     made = book["metadata"].get("vit_course", {}).get("made")
     return made != fingerprint(book) or any(c.get("execution_count") for c in book["cells"])
 
 
-def main() -> int:
+def make_all() -> dict[Path, str]:
+    "The text of each learners' notebook, by the file in which it belongs."
     from colab import with_colab
 
     from vit_course.exercises import bank
@@ -199,25 +231,39 @@ def main() -> int:
     made = {}
     for file in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
         lesson = json.loads(file.read_text(encoding="utf-8"))
-        if any(MARK.search("".join(c["source"])) for c in lesson["cells"] if c["cell_type"] == "code"):
+        code = ["".join(c["source"]) for c in lesson["cells"] if c["cell_type"] == "code"]
+        if any(MARK.search(source) for source in code):
             book = with_colab(convert(lesson, file.stem, bank()), f"exercises/{file.name}")
             book["metadata"]["vit_course"] = {"made": fingerprint(book)}
-            made[ROOT / "exercises" / file.name] = json.dumps(book, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+            text = json.dumps(book, indent=1, ensure_ascii=False, sort_keys=True)
+            made[ROOT / "exercises" / file.name] = text + "\n"
+    return made
+
+
+def is_up_to_date(file: Path, text: str) -> bool:
+    return file.exists() and file.read_text(encoding="utf-8") == text
+
+
+def main() -> int:
+    made = make_all()
     stale = [f for f in (ROOT / "exercises").glob("*.ipynb") if f not in made]
-    changed = [f for f, text in made.items() if not f.exists() or f.read_text(encoding="utf-8") != text] + stale
+    changed = [f for f, text in made.items() if not is_up_to_date(f, text)] + stale
     for file in changed:
         print(f"out of date: {file.relative_to(ROOT)}")
     if "--check" in sys.argv:
         return 1 if changed else 0
-    if answers := [str(f.relative_to(ROOT)) for f in changed if f in made and f.exists() and worked_in(f)]:
-        print(f"nothing was written: {', '.join(answers)} may hold somebody's answers, since it was edited or run. Move it elsewhere, then try again")
+    there = [f for f in changed if f in made and f.exists()]
+    if answers := [str(f.relative_to(ROOT)) for f in there if worked_in(f)]:
+        print(f"nothing was written: {', '.join(answers)} may hold somebody's answers, "
+              "since it was edited or run. Move it elsewhere, then try again")
         return 1
     (ROOT / "exercises").mkdir(exist_ok=True)
     for file, text in made.items():
         file.write_text(text, encoding="utf-8", newline="\n")
     print(f"{len(made)} notebooks in exercises/")
     if stale:
-        print("not made here, and left alone: " + ", ".join(str(f.relative_to(ROOT)) for f in stale))
+        names = ", ".join(str(f.relative_to(ROOT)) for f in stale)
+        print(f"not made here, and left alone: {names}")
     return 0
 
 

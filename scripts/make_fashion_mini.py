@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Makes vit_course/data/fashion_mini.npz from the four IDX files of Fashion-MNIST.
 
-The first 1,000 training and 200 test images of each of the ten classes, in their original order. The files come with
-Debian's package `dataset-fashion-mnist`, or from https://github.com/zalandoresearch/fashion-mnist (MIT licence).
+The first 1,000 training and 200 test images of each of the ten classes, in their original order.
+The files come with Debian's package `dataset-fashion-mnist`, or from
+https://github.com/zalandoresearch/fashion-mnist (MIT licence).
 
     python scripts/make_fashion_mini.py [--source FOLDER] [--check]
 
-`--check` writes nothing: it compares the bundled file with what the source gives. Both print and verify CHECKSUM, the
-SHA-256 of the arrays' bytes (not of the file: its compression differs between versions of zlib).
+`--check` writes nothing: it compares the bundled file with what the source gives. Both print and
+verify CHECKSUM, the SHA-256 of the arrays' bytes (not of the file: its compression differs between
+versions of zlib).
 """
 import argparse
 import gzip
@@ -19,7 +21,10 @@ import numpy as np
 
 CHECKSUM = "d5b91c929ef64cdf3fac6a13820932f698037ef77030a9584f3d6499a1ccee00"
 TARGET = Path(__file__).parents[1] / "vit_course" / "data" / "fashion_mini.npz"
-CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+CLASSES = [
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+]
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -29,9 +34,12 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(sizes)
 
 
-def balanced(images: np.ndarray, labels: np.ndarray, per_class: int) -> tuple[np.ndarray, np.ndarray]:
+def balanced(
+    images: np.ndarray, labels: np.ndarray, per_class: int
+) -> tuple[np.ndarray, np.ndarray]:
     "The first `per_class` images of each class, in their original order."
-    keep = np.sort(np.concatenate([np.flatnonzero(labels == c)[:per_class] for c in range(len(CLASSES))]))
+    firsts = [np.flatnonzero(labels == c)[:per_class] for c in range(len(CLASSES))]
+    keep = np.sort(np.concatenate(firsts))
     return images[keep], labels[keep]
 
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Makes README.md from nbs/index.ipynb: its text, and its code with its outputs. Cells marked `#| hide` stay out."""
+"""Makes README.md from nbs/index.ipynb: its text, and its code with its outputs. Cells marked
+`#| hide` stay out."""
 import re
 from pathlib import Path
 

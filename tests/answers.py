@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 def code_cells(lesson: str) -> list[str]:
     "Sources of the code cells of a learner's notebook."
-    cells = json.loads((ROOT / "exercises" / f"{lesson}.ipynb").read_text(encoding="utf-8"))["cells"]
+    file = ROOT / "exercises" / f"{lesson}.ipynb"
+    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
     return ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
 
 

@@ -9,21 +9,25 @@ from pathlib import Path
 
 import pytest
 
-with contextlib.suppress(ImportError):  # the same examples in every run, whichever files are collected
+# the same examples in every run, whichever files are collected
+with contextlib.suppress(ImportError):
     from hypothesis import settings
 
     settings.register_profile("course", deadline=None, max_examples=60, derandomize=True)
     settings.load_profile("course")
 
 ROOT = Path(__file__).parents[1]
-BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 SMALL = [
     "--config", "quickstart", "--report", "false", "--trainer.enable_progress_bar", "false",
-    "--trainer.enable_model_summary", "false", "--trainer.limit_train_batches", "4", "--trainer.limit_val_batches", "2",
-    "--model.embed_dim", "16", "--model.depth", "1", "--model.num_heads", "2", "--model.dropout", "0.1",
-    "--data.augment", "true", "--trainer.precision", "32-true",
+    "--trainer.enable_model_summary", "false", "--trainer.limit_train_batches", "4",
+    "--trainer.limit_val_batches", "2", "--model.embed_dim", "16", "--model.depth", "1",
+    "--model.num_heads", "2", "--model.dropout", "0.1", "--data.augment", "true",
+    "--trainer.precision", "32-true",
 ]
+MAIN = "from vit_course.cli import main; main()"
 
 
 class CommandLine:
@@ -32,13 +36,14 @@ class CommandLine:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def start(self, *args, code: str = "from vit_course.cli import main; main()") -> subprocess.Popen:
-        # one thread: on few cores a second one costs more than it brings, and the sums stay the same
+    def start(self, *args, code: str = MAIN) -> subprocess.Popen:
+        # one thread: on few cores a second costs more than it brings, and the sums stay the same
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-u", "-c", code, *map(str, args)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        # started from a script in the background, a process would not hear SIGINT
-        pipes["preexec_fn"] = (lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) if os.name == "posix" else None
+        if os.name == "posix":
+            # started from a script in the background, a process would not hear SIGINT
+            pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
         return subprocess.Popen(command, cwd=self.folder, env=environment, **pipes)
 
     def __call__(self, *args, code: str | None = None, fails: bool = False) -> str:

@@ -8,6 +8,8 @@ import torch
 
 from conftest import SMALL
 
+BARE = [*SMALL[:2], *SMALL[4:]]  # without "--report false"
+
 
 def weights(path):
     return torch.load(path, weights_only=True)["state_dict"]
@@ -60,7 +62,8 @@ def test_a_stopped_run_goes_on_to_the_same_weights(command_line, straight, sign)
             break
     process.send_signal(sign)
     output = process.communicate(timeout=100)[0]
-    assert process.returncode != 0 or sign == signal.SIGTERM  # Lightning ends in order when asked to
+    # Lightning ends in order when asked to
+    assert process.returncode != 0 or sign == signal.SIGTERM
     last = command_line.folder / "runs/quickstart/checkpoints/last.ckpt"
     assert not same(weights(last), straight)
     if sign != signal.SIGKILL:
@@ -82,7 +85,8 @@ from vit_course.cli import main; main()
 """
 
 
-# a processor that is fast in bfloat16, whatever this one is; the model says in which format it answers
+# a processor that is fast in bfloat16, whatever this one is;
+# the model says in which format it answers
 FAST = """
 import vit_course.cli as cli
 from vit_course.vit import ViT
@@ -96,12 +100,17 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize("asked, taken, dtype", [([], "bf16-mixed", "bfloat16"), (["--trainer.precision", "32-true"], "32-true", "float32")])
+@pytest.mark.parametrize("asked, taken, dtype", [
+    ([], "bf16-mixed", "bfloat16"),
+    (["--trainer.precision", "32-true"], "32-true", "float32"),
+])
 def test_the_format_is_chosen_unless_it_is_asked_for(command_line, asked, taken, dtype):
     plain = SMALL[: SMALL.index("--trainer.precision")]
-    output = command_line("fit", *plain, *asked, "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", code=FAST)
+    short = ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "1"]
+    output = command_line("fit", *plain, *asked, *short, code=FAST)
     assert set(re.findall(r"logits in torch.(\w+)", output)) == {dtype}
-    assert f"precision: {taken}" in (command_line.folder / "runs/quickstart/config.yaml").read_text()
+    config = command_line.folder / "runs/quickstart/config.yaml"
+    assert f"precision: {taken}" in config.read_text()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
@@ -109,13 +118,15 @@ def test_a_full_disk_leaves_the_previous_checkpoint(command_line):
     output = command_line("fit", *SMALL, "--trainer.max_epochs", "3", code=FULL_DISK, fails=True)
     assert "is the disk full?" in output
     folder = command_line.folder / "runs/quickstart/checkpoints"
-    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 4  # of the first epoch
+    last = torch.load(folder / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 4  # of the first epoch
     assert not list(folder.glob("*.part"))
 
 
 def test_an_earlier_run_is_not_overwritten(command_line):
     first = command_line("fit", *SMALL, "--trainer.max_epochs", "1")
-    files = {f: f.read_bytes() for f in command_line.folder.rglob("runs/quickstart/**/*") if f.is_file()}
+    found = command_line.folder.rglob("runs/quickstart/**/*")
+    files = {f: f.read_bytes() for f in found if f.is_file()}
     command_line("fit", *SMALL, "--trainer.max_epochs", "1", "--model.lr", "0.01")
     assert files and all(f.read_bytes() == content for f, content in files.items()), first
     assert (command_line.folder / "runs/quickstart-2/metrics.csv").is_file()
@@ -125,28 +136,34 @@ def test_the_settings_of_an_earlier_run_leave_its_files_alone(command_line):
     command_line("fit", *SMALL, "--trainer.max_epochs", "1")
     first = command_line.folder / "runs/quickstart"
     files = {f: f.read_bytes() for f in first.rglob("*") if f.is_file()}
-    for n in (2, 3):  # the second time, by the settings of a run that went by settings itself
-        command_line("fit", "--config", "runs/quickstart/config.yaml" if n == 2 else f"runs/quickstart-{n - 1}/config.yaml")
+    # the second time, by the settings of a run that went by settings itself
+    for name in ("quickstart", "quickstart-2"):
+        command_line("fit", "--config", f"runs/{name}/config.yaml")
+    last = first / "checkpoints/last.ckpt"
     for work in ("validate", "test"):
-        output = command_line(work, "--config", "runs/quickstart/config.yaml", "--ckpt_path", first / "checkpoints/last.ckpt")
+        output = command_line(work, "--config", "runs/quickstart/config.yaml", "--ckpt_path", last)
         assert "acc" in output
     assert all(f.read_bytes() == content for f, content in files.items()) and len(files) > 3
     runs = sorted(command_line.folder.glob("runs/*"))
     assert len(runs) == 3
     for run in runs:
-        assert (run / "metrics.csv").is_file() and (run / "config.yaml").read_text().count("CSVLogger") == 1
+        assert (run / "metrics.csv").is_file()
+        assert (run / "config.yaml").read_text().count("CSVLogger") == 1
 
 
 def test_a_checkpoint_callback_of_the_users_changes_no_report(command_line):
-    "With a rate of 0 the first epoch is the best; the user's own callback keeps the second one alone."
-    mine = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.every_n_epochs=2", "--trainer.callbacks.save_top_k=-1"]
-    output = command_line("fit", *SMALL[:2], *SMALL[4:], "--trainer.max_epochs", "2", "--model.lr", "0", *mine)
+    "At a rate of 0 the first epoch is the best; the user's own callback keeps the second alone."
+    mine = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.every_n_epochs=2",
+            "--trainer.callbacks.save_top_k=-1"]
+    output = command_line("fit", *BARE, "--trainer.max_epochs", "2", "--model.lr", "0", *mine)
     assert re.search(r"The best model is .*best-epoch=0", output)
-    assert '"checkpoint": "best-epoch=0' in (command_line.folder / "runs/quickstart/metrics.json").read_text()
+    metrics = command_line.folder / "runs/quickstart/metrics.json"
+    assert '"checkpoint": "best-epoch=0' in metrics.read_text()
 
 
 def test_a_run_without_checkpoints(command_line):
-    output = command_line("fit", *SMALL[:2], *SMALL[4:], "--trainer.max_epochs", "1", "--trainer.enable_checkpointing", "false")
+    options = ["--trainer.max_epochs", "1", "--trainer.enable_checkpointing", "false"]
+    output = command_line("fit", *BARE, *options)
     assert "no checkpoint to test" in output
     assert (command_line.folder / "runs/quickstart/metrics.csv").is_file()
 
@@ -191,7 +208,8 @@ def test_mistakes_are_named(args, message, tmp_path, monkeypatch, capsys):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["vit-course"])
-    for name in ("VIT_COURSE_RUN_DIR", "VIT_COURSE_PRECISION"):  # what the command sets is taken back
+    # what the command sets is taken back
+    for name in ("VIT_COURSE_RUN_DIR", "VIT_COURSE_PRECISION"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     with pytest.raises(SystemExit) as ended:
@@ -217,11 +235,12 @@ def test_a_checkpoint_of_another_shape_is_named(command_line):
 def test_a_checkpoint_of_other_classes_or_colours_is_named(command_line):
     command_line("fit", *SMALL, "--trainer.max_epochs", "1")
     last = command_line.folder / "runs/quickstart/checkpoints/last.ckpt"
-    for name, change in {"classes": lambda old: old[::-1], "std": lambda old: [2 * s for s in old]}.items():
+    changes = {"classes": lambda old: old[::-1], "std": lambda old: [2 * s for s in old]}
+    for name, change in changes.items():
         checkpoint = torch.load(last, weights_only=True)
         checkpoint["hyper_parameters"][name] = change(checkpoint["hyper_parameters"][name])
         torch.save(checkpoint, command_line.folder / "other.ckpt")
-        for work in (["fit", *SMALL], ["validate", *SMALL[:2], *SMALL[4:]]):
+        for work in (["fit", *SMALL], ["validate", *BARE]):
             output = command_line(*work, "--ckpt_path", "other.ckpt", fails=True)
             assert f"trained with {name}=" in output and "Traceback" not in output
 
@@ -252,7 +271,8 @@ def test_rollout_of_own_images_to_a_name_without_ending(command_line):
     for name, size in (("a.png", (28, 28)), ("b.png", (60, 40))):
         Image.new("L", size, 90).save(command_line.folder / name)
     (command_line.folder / "mine.png").write_bytes(b"precious")
-    assert "mine-2.png" in command_line("rollout", "fashion", "--images+", "a.png", "--images+", "b.png", "--output", "mine")
+    images = ["--images+", "a.png", "--images+", "b.png"]
+    assert "mine-2.png" in command_line("rollout", "fashion", *images, "--output", "mine")
     assert (command_line.folder / "mine.png").read_bytes() == b"precious"
     assert (command_line.folder / "mine-2.png").read_bytes().startswith(b"\x89PNG")
 
@@ -260,8 +280,7 @@ def test_rollout_of_own_images_to_a_name_without_ending(command_line):
 def test_report_is_complete(command_line):
     import json
 
-    args = [a for pair in zip(SMALL[::2], SMALL[1::2]) if pair[0] != "--report" for a in pair]
-    output = command_line("fit", *args, "--trainer.max_epochs", "1")
+    output = command_line("fit", *BARE, "--trainer.max_epochs", "1")
     folder = command_line.folder / "runs/quickstart"
     metrics = json.loads((folder / "metrics.json").read_text())
     assert len(metrics["per_class_accuracy"]) == 10

@@ -1,7 +1,8 @@
-"""Models translated by `torch.compile` (`LitViT(compile=True)`) compute what the models as written compute.
+"""Models translated by `torch.compile` (`LitViT(compile=True)`) compute what they do as written.
 
-Translating takes nearly all of the time, so one model is translated to C++ for all tests of outputs, gradients and training (`pair`).
-What is no question of the C++ code goes through the first steps only: the backend "aot_eager" translates both ways but writes no C++,
+Translating takes nearly all of the time, so one model is translated to C++ for all tests
+of outputs, gradients and training (`pair`). What is no question of the C++ code goes through
+the first steps only: the backend "aot_eager" translates both ways but writes no C++,
 "eager" translates the way forth alone.
 """
 import copy
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from vit_course.encoder import DropPath, Encoder
@@ -23,7 +24,8 @@ from vit_course.rollout import capture_attention, rollout_heatmap
 from vit_course.training import LitViT, load_model, save_model
 from vit_course.vit import ViT
 
-SMALL = dict(img_size=(8, 12), patch_size=4, in_chans=2, num_classes=5, embed_dim=32, depth=2, num_heads=4, mlp_ratio=2.0)
+SMALL = dict(img_size=(8, 12), patch_size=4, in_chans=2, num_classes=5,
+             embed_dim=32, depth=2, num_heads=4, mlp_ratio=2.0)
 CHANCE = dict(dropout=0.2, attn_dropout=0.1, drop_path=0.4)
 EXACT = dict(atol=1e-5, rtol=1e-5)
 
@@ -54,9 +56,10 @@ def quick():
     torch.compiler.reset()
 
 
-def batch(size: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def batch(size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(size, 2, 8, 12, generator=generator), torch.randint(5, (size,), generator=generator)
+    images = torch.rand(size, 2, 8, 12, generator=generator)
+    return images, torch.randint(5, (size,), generator=generator)
 
 
 def made(**options) -> ViT:
@@ -67,11 +70,12 @@ def made(**options) -> ViT:
     return vit
 
 
-def gradients(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, dict]:
+def gradients(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, dict]:
     model.zero_grad()
     logits = model(images)
     nn.functional.cross_entropy(logits, labels).backward()
-    return logits.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    grads = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    return logits.detach(), grads
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +92,7 @@ def pair():
 
 @pytest.mark.parametrize("size", [4, 3, 7], ids=lambda n: f"batch of {n}")
 def test_outputs_and_gradients(pair, size):
-    (logits, grads), (translated, translated_grads) = (gradients(model, *batch(size)) for model in pair)
+    (logits, grads), (translated, translated_grads) = (gradients(m, *batch(size)) for m in pair)
     torch.testing.assert_close(translated, logits, **EXACT)
     torch.testing.assert_close(translated_grads, grads, **EXACT)
 
@@ -98,7 +102,8 @@ def test_outputs_and_gradients_in_bfloat16(pair):
     translated = copy.deepcopy(eager)
     translated.compile(backend="aot_eager")
     with torch.autocast("cpu", torch.bfloat16):
-        (logits, grads), (others, other_grads) = (gradients(model, *images_and_labels) for model in (eager, translated))
+        logits, grads = gradients(eager, *images_and_labels)
+        others, other_grads = gradients(translated, *images_and_labels)
     assert logits.dtype == torch.bfloat16
     torch.testing.assert_close(others, logits, atol=0.05, rtol=0.05)
     for name, grad in grads.items():
@@ -117,19 +122,28 @@ def test_hooks_are_heard(pair):
     translated.compile(backend="aot_eager")
     with torch.no_grad():
         translated(images)  # as in validation: translated without hooks
-    for look in (capture_attention, rollout_heatmap, lambda m, x: torch.stack(capture_from(m, x)), lambda m, x: attention_and_gradients(m, x)[1]):
+    looks = (capture_attention, rollout_heatmap, lambda m, x: torch.stack(capture_from(m, x)),
+             lambda m, x: attention_and_gradients(m, x)[1])
+    for look in looks:
         torch.testing.assert_close(look(translated, images), look(eager, images), **EXACT)
     wrapped = torch.compile(eager)  # another way to ask for it, a model around the model
-    torch.testing.assert_close(capture_attention(wrapped, images), capture_attention(eager, images), **EXACT)
+    attention = capture_attention(wrapped, images)
+    torch.testing.assert_close(attention, capture_attention(eager, images), **EXACT)
 
 
 def trained(compile: bool, folder: Path, **options) -> tuple[LitViT, list[float]]:
     "Three steps by Lightning, the last batch smaller; and the losses."
     torch.manual_seed(0)
     lit, losses = LitViT(lr=1e-2, compile=compile, **SMALL | options), []
-    keep = pl.callbacks.LambdaCallback(on_train_batch_end=lambda trainer, module, outputs, *_: losses.append(outputs["loss"].item()))
-    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", callbacks=[keep], default_root_dir=folder, **quiet)
+
+    def keep(trainer, module, outputs, *_):
+        losses.append(outputs["loss"].item())
+
+    callback = pl.callbacks.LambdaCallback(on_train_batch_end=keep)
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                 enable_model_summary=False)
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", callbacks=[callback],
+                         default_root_dir=folder, **quiet)
     loader = DataLoader(TensorDataset(*batch(11)), batch_size=4)
     trainer.fit(lit, loader)
     trainer.save_checkpoint(folder / f"{compile}.ckpt")
@@ -138,16 +152,19 @@ def trained(compile: bool, folder: Path, **options) -> tuple[LitViT, list[float]
 
 
 def test_training_by_lightning(pair, tmp_path):  # pair: its translation is used again
-    (eager, losses), (translated, translated_losses) = (trained(compile, tmp_path) for compile in (False, True))
+    eager, losses = trained(False, tmp_path)
+    translated, translated_losses = trained(True, tmp_path)
     assert len(losses) == 3
     assert translated_losses == pytest.approx(losses, abs=1e-5)
-    torch.testing.assert_close(dict(translated.named_parameters()), dict(eager.named_parameters()), atol=1e-3, rtol=0)
+    found, weights = (dict(lit.named_parameters()) for lit in (translated, eager))
+    torch.testing.assert_close(found, weights, atol=1e-3, rtol=0)
     # either's checkpoint is the other's, and both ways of saving know nothing of the translation
     eager.load_state_dict(translated.state_dict())
     translated.load_state_dict(eager.state_dict())
     save_model(translated, tmp_path / "model.safetensors")
     for saved in ("model.safetensors", "True.ckpt"):
-        torch.testing.assert_close(load_model(tmp_path / saved).vit.state_dict(), eager.vit.state_dict(), **EXACT)
+        weights = load_model(tmp_path / saved).vit.state_dict()
+        torch.testing.assert_close(weights, eager.vit.state_dict(), **EXACT)
 
 
 def test_drop_path_drops_whole_samples():
@@ -186,7 +203,8 @@ def test_chance_in_the_whole_model(pair):
 def test_gradient_checkpointing():
     eager, model = made(depth=1), made(depth=1, grad_checkpointing=True)
     model.compile(backend="aot_eager")
-    (logits, grads), (translated, translated_grads) = (gradients(m, *batch(4)) for m in (eager, model))
+    logits, grads = gradients(eager, *batch(4))
+    translated, translated_grads = gradients(model, *batch(4))
     torch.testing.assert_close(translated, logits, **EXACT)
     torch.testing.assert_close(translated_grads, grads, **EXACT)
 

@@ -1,6 +1,7 @@
-"""Learners' notebooks in a real Jupyter kernel: solved with the pasted solutions, and left untouched.
+"""Learners' notebooks in a real Jupyter kernel: solved with the pasted solutions, and untouched.
 
-Every lesson takes as long as its notebook; VIT_COURSE_LESSONS names those to run ("03", "01 02", "all").
+Every lesson takes as long as its notebook;
+VIT_COURSE_LESSONS names those to run ("03", "01 02", "all").
 """
 import json
 import os
@@ -18,8 +19,10 @@ LESSONS = [n for n in LESSONS if "all" in CHOSEN or n[:2] in CHOSEN]
 
 def run(notebook, folder, progress):
     "The notebook, run to its end by a kernel; an error in a cell raises."
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(f"import os\nos.environ['VIT_COURSE_PROGRESS'] = {str(progress)!r}"))
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+    first = f"import os\nos.environ['VIT_COURSE_PROGRESS'] = {str(progress)!r}"
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(first))
+    resources = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources)
     client.execute()
     return notebook
 
@@ -44,8 +47,8 @@ def learner(tmp_path):
 
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_untouched_notebook_runs_to_the_end(lesson, learner, tmp_path):
-    notebook = run(nbformat.read(learner / f"{lesson}.ipynb", 4), learner, tmp_path / "progress.jsonl")
-    said = outcomes(notebook)
+    notebook = nbformat.read(learner / f"{lesson}.ipynb", 4)
+    said = outcomes(run(notebook, learner, tmp_path / "progress.jsonl"))
     assert set(said) == {n for n, e in bank().items() if e.lesson == lesson}
     assert all(": not attempted" in text for text in said.values()), said
     assert not (tmp_path / "progress.jsonl").exists()
@@ -61,6 +64,7 @@ def test_solved_notebook_earns_all_points(lesson, learner, tmp_path):
     said = outcomes(run(notebook, learner, tmp_path / "progress.jsonl"))
     assert all(": right" in text for text in said.values()), said
     lines = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
-    assert {line["exercise"]: line["points"] for line in lines} == {n: bank()[n].points for n in said}
+    earned = {line["exercise"]: line["points"] for line in lines}
+    assert earned == {n: bank()[n].points for n in said}
     total = sum(bank()[n].points for n in said)
     assert f"{total} of {total}" in notebook.cells[-1].outputs[-1]["data"]["text/plain"]

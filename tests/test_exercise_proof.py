@@ -1,8 +1,10 @@
-"""The proof of the checks: for every exercise, an untouched answer, the reference, every known mistake, every rewrite.
+"""The proof of the checks: for every exercise, an untouched answer, the reference,
+every known mistake, every rewrite.
 
     pytest tests/test_exercise_proof.py [-k gelu]
 
-The selected answers are graded first, in as many processes as there are cores; the tests then look at the outcomes.
+The selected answers are graded first, in as many processes as there are cores;
+the tests then look at the outcomes.
 """
 import multiprocessing
 import os
@@ -18,10 +20,17 @@ from vit_course.exercises import bank, check, grade, source_of, variant
 
 MISTAKES = [pytest.param(n, m.id, id=f"{n}-{m.id}") for n in names() for m in bank()[n].mistakes]
 REWRITES = [pytest.param(n, code, id=f"{n}: {what}") for n, what, code in rewrites()]
+
+
+def mistaken(exercise, mistake: str):
+    "The reference with the known mistake of this name in it."
+    return variant(exercise, next(m for m in exercise.mistakes if m.id == mistake))
+
+
 WAYS = {
     "test_untouched_is_not_attempted": lambda e: check(run(stub(e), e)),
     "test_reference_is_right": lambda e: check(run(source_of(e.name), e)),
-    "test_mistake_is_named": lambda e, mistake: grade(variant(e, next(m for m in e.mistakes if m.id == mistake)), e),
+    "test_mistake_is_named": lambda e, mistake: grade(mistaken(e, mistake), e),
     "test_rewrite_is_right": lambda e, code: grade(run(code, e), e),
 }
 
@@ -41,9 +50,10 @@ def outcomes(request) -> dict:
         if way in WAYS:
             values = dict(item.callspec.params)
             tasks[values.pop("name")].append((way, *values.values()))
-    long_first = sorted(tasks.items(), key=lambda piece: (not bank()[piece[0]].is_module, -len(piece[1])))
-    with ProcessPoolExecutor(min(4, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
-        jobs = [pool.submit(grade_all, *piece) for piece in long_first]
+    long_first = sorted(tasks, key=lambda name: (not bank()[name].is_module, -len(tasks[name])))
+    processes = min(4, os.cpu_count() or 1)
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(grade_all, name, tasks[name]) for name in long_first]
         return {key: outcome for job in jobs for key, outcome in job.result().items()}
 
 
@@ -82,7 +92,8 @@ def test_entry_is_complete(name):
     assert 1 <= entry.difficulty <= 5 and entry.points >= 1 and entry.minutes >= 1
     places = [entry.section, *(m.see for m in entry.mistakes if m.see)]
     assert set(places) <= headings(entry.lesson)
-    assert bool(entry.raises) == bool(entry.asks), "errors are graded only where the text asks for them"
+    asked = bool(entry.asks)
+    assert bool(entry.raises) == asked, "errors are graded only where the text asks for them"
 
 
 def test_every_rewrite_has_an_exercise():

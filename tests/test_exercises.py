@@ -1,7 +1,9 @@
-"check, hint, solution, use, progress, the learners' notebooks and the teacher's command, as people meet them."
+"""check, hint, solution, use, progress, the learners' notebooks and the teacher's command,
+as people meet them."""
 import csv
 import json
 import random
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -14,9 +16,17 @@ from answers import ROOT
 from torch import Tensor, nn
 
 from vit_course import exercises
-from vit_course.exercises import bank, check, earned, grade_notebook, hint, progress, solution, source_of, use
+from vit_course.exercises import (
+    bank, check, earned, grade_notebook, hint, progress, solution, source_of, use)
 
-RIGHT = "import torch\nfrom torch import nn\nimport torch.nn.functional as F\ndef gelu(z):\n    return F.gelu(z)\n"
+COMMAND = [sys.executable, "-c", "from vit_course.cli import main; main()"]
+RIGHT = """\
+import torch
+from torch import nn
+import torch.nn.functional as F
+def gelu(z):
+    return F.gelu(z)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +35,9 @@ def own_progress(tmp_path, monkeypatch):
 
 
 def answer(source: str, name: str, **space):
-    space = {"__name__": "__main__", "torch": torch, "nn": nn, "Tensor": Tensor, "F": nn.functional} | space
+    given = {"__name__": "__main__", "torch": torch, "nn": nn, "Tensor": Tensor,
+             "F": nn.functional}
+    space = given | space
     exec(textwrap.dedent(source), space)
     return space[name]
 
@@ -42,28 +54,40 @@ def test_outcome_can_be_built_upon():
     assert check(gelu).cause is None
 
 
-@pytest.mark.parametrize("source, status, cause", [
-    ("class MLP(nn.Module):\n    def __init__(self, in_features, hidden_features=None, out_features=None, dropout=0., activation=nn.GELU):\n"
-     "        super().__init__()\n        self.a = nn.Linear(3, 3)\n    def foward(self, x): return self.a(x)", "wrong", "misspelt-method"),
-    ("class MLP(nn.Module):\n    def __int__(self, in_features): pass\n    def forward(self, x): return x", "wrong", "misspelt-method"),
-    ("class MLP(nn.Module):\n    def __init__(self, in_features, hidden_features=None, out_features=None, dropout=0., activation=nn.GELU):\n"
-     "        self.a = nn.Linear(3, 3)\n    def forward(self, x): return x", "error", "no-super-init"),
-    ("class MLP(nn.Module):\n    def __init__(self, in_features, hidden_features=None, out_features=None, dropout=0., activation=nn.GELU):\n"
-     "        super().__init__()\n        self.layers = [nn.Linear(in_features, 3)]\n    def forward(self, x): return self.layers[0](x)",
-     "wrong", "not-registered"),
-    ("class MLP(nn.Module):\n    def __init__(self, in_features): super().__init__()\n    def forward(self, x): return x", "error", "signature"),
+MLP = (
+    "class MLP(nn.Module):\n"
+    "    def __init__(self, in_features, hidden_features=None, out_features=None, "
+    "dropout=0., activation=nn.GELU):\n"
+)
+SLIPS = [
+    (MLP + "        super().__init__()\n        self.a = nn.Linear(3, 3)\n"
+     "    def foward(self, x): return self.a(x)", "wrong", "misspelt-method"),
+    ("class MLP(nn.Module):\n    def __int__(self, in_features): pass\n"
+     "    def forward(self, x): return x", "wrong", "misspelt-method"),
+    (MLP + "        self.a = nn.Linear(3, 3)\n"
+     "    def forward(self, x): return x", "error", "no-super-init"),
+    (MLP + "        super().__init__()\n        self.layers = [nn.Linear(in_features, 3)]\n"
+     "    def forward(self, x): return self.layers[0](x)", "wrong", "not-registered"),
+    ("class MLP(nn.Module):\n    def __init__(self, in_features): super().__init__()\n"
+     "    def forward(self, x): return x", "error", "signature"),
     ("def gelu(z):\n    out = F.gelu(z)", "wrong", "no-return"),
     ("def gelu(z):\n    return F.gelu(zz)", "error", "misspelt-name"),
     ("def gelu(z):\n    exit()", "error", "error"),
-    ("def gelu(z):\n    z.mul_(0.5 * (1 + torch.erf(z.detach() / 2**0.5)))\n    return z", "wrong", "in-place changes-input input-changed"),
-    ("def gelu(z):\n    torch.manual_seed(0)\n    return F.gelu(z)", "wrong", "random-state sets-seed"),
+    ("def gelu(z):\n    z.mul_(0.5 * (1 + torch.erf(z.detach() / 2**0.5)))\n    return z",
+     "wrong", "in-place changes-input input-changed"),
+    ("def gelu(z):\n    torch.manual_seed(0)\n    return F.gelu(z)",
+     "wrong", "random-state sets-seed"),
     ("def gelu(z):\n    return F.gelu(z.detach())", "wrong", "no-gradient"),
     ("def gelu(z):\n    return F.gelu(z).float()", "wrong", "dtype"),
     ("def gelu(z):\n    return z @ torch.zeros(z.shape[-1], 2)", "error", "float64"),
-    ("def patchify(images, patch_size):\n    from einops import rearrange\n    if images.ndim == 4 and images.shape[-1] % patch_size:\n"
-     "        raise ValueError('x')\n"
-     "    return rearrange(images, 'c (r p) (s q) -> (r s) (p q c)', p=patch_size, q=patch_size)", "wrong", "no-batch-axis lost-batch-axis"),
-])
+    ("def patchify(images, patch_size):\n    from einops import rearrange\n"
+     "    if images.ndim == 4 and images.shape[-1] % patch_size:\n        raise ValueError('x')\n"
+     "    return rearrange(images, 'c (r p) (s q) -> (r s) (p q c)', p=patch_size, q=patch_size)",
+     "wrong", "no-batch-axis lost-batch-axis"),
+]
+
+
+@pytest.mark.parametrize("source, status, cause", SLIPS)
 def test_slips_are_named(source, status, cause):
     outcome = check(answer(source, source.split()[1].split("(")[0]))
     assert outcome.status == status and outcome.cause in cause.split(), str(outcome)
@@ -94,19 +118,28 @@ def test_unknown_names_and_wrong_objects():
         hint("gelu", 4)
 
 
+NOISY = """
+import random
+import numpy as np
+def gelu(z):
+    torch.manual_seed(1)
+    random.seed(1)
+    np.random.seed(1)
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float16)
+    torch.set_grad_enabled(False)
+    print("noise")
+    return z
+"""
+
+
 def test_nothing_outside_changes():
-    noisy = answer("""
-        import random, numpy as np
-        def gelu(z):
-            torch.manual_seed(1); random.seed(1); np.random.seed(1)
-            torch.set_num_threads(1); torch.set_default_dtype(torch.float16); torch.set_grad_enabled(False)
-            print("noise")
-            return z
-    """, "gelu")
+    noisy = answer(NOISY, "gelu")
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     torch.set_default_dtype(torch.float64)
-    before = vars(noisy).copy(), torch.get_rng_state(), random.getstate(), str(np.random.get_state())
+    before = vars(noisy).copy()
+    dice = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
     try:
         with torch.no_grad():
             check(noisy)
@@ -115,8 +148,9 @@ def test_nothing_outside_changes():
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_num_threads(threads)
-    assert torch.equal(before[1], torch.get_rng_state()) and before[2] == random.getstate() and before[3] == str(np.random.get_state())
-    assert vars(noisy) == before[0]
+    assert torch.equal(dice[0], torch.get_rng_state())
+    assert dice[1] == random.getstate() and dice[2] == str(np.random.get_state())
+    assert vars(noisy) == before
 
 
 def test_checks_print_nothing(capsys):
@@ -127,7 +161,8 @@ def test_checks_print_nothing(capsys):
 def test_hints_climb_and_solution_is_the_source():
     exercises._GIVEN.clear()
     first, second, third, again = (hint("gelu") for _ in range(4))
-    assert first.startswith("Hint 1") and second.startswith("Hint 2") and third.startswith("Hint 3") and again == third
+    assert first.startswith("Hint 1") and second.startswith("Hint 2")
+    assert third.startswith("Hint 3") and again == third
     assert str(solution("gelu")) == source_of("gelu") and "class" in solution("MLP")._repr_html_()
 
 
@@ -140,7 +175,8 @@ def test_use_puts_a_stand_in_that_earns_nothing():
 
 def test_an_untouched_answer_is_stood_in_for():
     space = {"check": check, "torch": torch, "Tensor": Tensor}
-    exec('def gelu(z):\n    "doc"\n    raise NotImplementedError("your code here")\noutcome = check(gelu)\nvalue = gelu(torch.ones(2))', space)
+    exec('def gelu(z):\n    "doc"\n    raise NotImplementedError("your code here")\n'
+         'outcome = check(gelu)\nvalue = gelu(torch.ones(2))', space)
     assert space["outcome"].status == "not attempted" and space["value"].shape == (2,)
 
 
@@ -153,7 +189,8 @@ def test_progress_survives_and_never_falls(tmp_path):
     check(answer(source_of("create_mlp"), "create_mlp"))
     assert earned() == {"gelu": points, "create_mlp": bank()["create_mlp"].points}
     table = progress("04")
-    assert table.points == sum(earned().values()) and "gelu" in repr(table) and "gelu" in table._repr_html_()
+    assert table.points == sum(earned().values())
+    assert "gelu" in repr(table) and "gelu" in table._repr_html_()
     with pytest.raises(ValueError, match="lesson='99'"):
         progress("99")
 
@@ -168,30 +205,36 @@ def test_command_puts_notebooks_and_overwrites_nothing(tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "03_attention.ipynb").write_text("my work")
-    command = [sys.executable, "-c", "from vit_course.cli import main; main()", "exercises", str(folder)]
+    command = [*COMMAND, "exercises", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (folder / "03_attention.ipynb").read_text() == "my work" and "left alone" in done.stdout
-    assert {f.name for f in folder.glob("*.ipynb")} == {f.name for f in (ROOT / "exercises").glob("*.ipynb")}
+    shipped = {f.name for f in (ROOT / "exercises").glob("*.ipynb")}
+    assert {f.name for f in folder.glob("*.ipynb")} == shipped
 
 
 def notebook(path: Path, *cells: str) -> Path:
-    made = [{"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None, "source": c} for c in cells]
+    empty = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
+    made = [empty | {"source": c} for c in cells]
     path.write_text(json.dumps({"cells": made, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
     return path
 
 
+FIRST = "from vit_course.exercises import check"
+WRONG = "def gelu(z):\n    return z"
+HANDED_IN = {  # the cells of a notebook by its name
+    "good": [FIRST, RIGHT, "check(gelu)"],
+    "wrong": [FIRST, WRONG, "check(gelu)", "1 / 0"],
+    "hangs": [RIGHT, "while True: pass"],
+    "prints": ["while True: print('x' * 1000)", RIGHT],
+    "dies": [RIGHT, "import os; os._exit(3)"],
+    "cheats": ["def check(f): return 'right'", WRONG, "check(gelu)"],
+    "borrows": [FIRST, "from vit_course.encoder import gelu", "check(gelu)"],
+    "other": ["x = 1"],
+}
+
+
 def test_grading_goes_on_whatever_happens(tmp_path):
-    first = "from vit_course.exercises import check"
-    files = {
-        "good": notebook(tmp_path / "good.ipynb", first, RIGHT, "check(gelu)"),
-        "wrong": notebook(tmp_path / "wrong.ipynb", first, "def gelu(z):\n    return z", "check(gelu)", "1 / 0"),
-        "hangs": notebook(tmp_path / "hangs.ipynb", RIGHT, "while True: pass"),
-        "prints": notebook(tmp_path / "prints.ipynb", "while True: print('x' * 1000)", RIGHT),
-        "dies": notebook(tmp_path / "dies.ipynb", RIGHT, "import os; os._exit(3)"),
-        "cheats": notebook(tmp_path / "cheats.ipynb", "def check(f): return 'right'", "def gelu(z):\n    return z", "check(gelu)"),
-        "borrows": notebook(tmp_path / "borrows.ipynb", first, "from vit_course.encoder import gelu", "check(gelu)"),
-        "other": notebook(tmp_path / "other.ipynb", "x = 1"),
-    }
+    files = {k: notebook(tmp_path / f"{k}.ipynb", *cells) for k, cells in HANDED_IN.items()}
     (tmp_path / "broken.ipynb").write_text("{")
     files |= {"broken": tmp_path / "broken.ipynb", "absent": tmp_path / "absent.ipynb"}
     before = {k: f.read_bytes() for k, f in files.items() if f.exists()}
@@ -199,26 +242,30 @@ def test_grading_goes_on_whatever_happens(tmp_path):
     rows = {k: grade_notebook(f, seconds=seconds.get(k, 100)) for k, f in files.items()}
     points = {k: row["points"] for k, row in rows.items()}
     worth = bank()["gelu"].points
-    assert points == {"good": worth, "hangs": worth, "dies": worth, "wrong": 0, "prints": 0, "cheats": 0, "borrows": 0, "other": 0,
-                      "broken": 0, "absent": 0}
-    assert rows["good"]["note"] == "" and "ZeroDivisionError" in rows["wrong"]["note"] and "code cell 4" in rows["wrong"]["note"]
-    assert "stopped after 25 s in code cell 2" in rows["hangs"]["note"] and "stopped" in rows["prints"]["note"]
-    assert "ended" in rows["dies"]["note"] and "redefines check" in rows["cheats"]["note"]
-    assert all("not graded" in rows[k]["note"] for k in ("other", "broken", "absent"))
+    assert points == {
+        "good": worth, "hangs": worth, "dies": worth, "wrong": 0, "prints": 0,
+        "cheats": 0, "borrows": 0, "other": 0, "broken": 0, "absent": 0}
+    notes = {k: row["note"] for k, row in rows.items()}
+    assert notes["good"] == ""
+    assert "ZeroDivisionError" in notes["wrong"] and "code cell 4" in notes["wrong"]
+    assert "stopped after 25 s in code cell 2" in notes["hangs"] and "stopped" in notes["prints"]
+    assert "ended" in notes["dies"] and "redefines check" in notes["cheats"]
+    assert all("not graded" in notes[k] for k in ("other", "broken", "absent"))
     assert before == {k: f.read_bytes() for k, f in files.items() if f.exists()}
 
 
 def test_grade_command_writes_tables_and_overwrites_nothing(tmp_path):
     file = notebook(tmp_path / "anna.ipynb", RIGHT)
     (tmp_path / "grades.csv").write_text("mine")
-    command = [sys.executable, "-c", "from vit_course.cli import main; main()", "grade", str(file)]
+    command = [*COMMAND, "grade", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert "gelu" in done.stdout and (tmp_path / "grades.csv").read_text() == "mine"
     lines = list(csv.DictReader((tmp_path / "grades-2.csv").open()))
     assert {l["exercise"]: l["status"] for l in lines}["gelu"] == "right"
-    assert json.loads((tmp_path / "grades-2.json").read_text())[0]["points"] == bank()["gelu"].points
-    usage = subprocess.run([*command[:-1], "--help"], capture_output=True, text=True, check=True).stdout
-    assert "runs the learners' code" in " ".join(usage.split())
+    grades = json.loads((tmp_path / "grades-2.json").read_text())
+    assert grades[0]["points"] == bank()["gelu"].points
+    usage = subprocess.run([*command[:-1], "--help"], capture_output=True, text=True, check=True)
+    assert "runs the learners' code" in " ".join(usage.stdout.split())
 
 
 def test_learners_cannot_change_the_original(tmp_path):
@@ -230,16 +277,17 @@ def test_learners_cannot_change_the_original(tmp_path):
 
 
 def test_package_has_no_marks_and_no_stubs():
-    texts = {file.name: file.read_text(encoding="utf-8") for file in (ROOT / "vit_course").glob("*.py")}
-    # _modidx.py is nbdev's index of all modules
-    assert {name for name, text in texts.items() if "exercise" in text.lower()} == {"exercises.py", "_modidx.py"}
+    files = (ROOT / "vit_course").glob("*.py")
+    texts = {file.name: file.read_text(encoding="utf-8") for file in files}
+    found = {name for name, text in texts.items() if "exercise" in text.lower()}
+    assert found == {"exercises.py", "_modidx.py"}  # the second is nbdev's index of all modules
     text = "".join(text for name, text in texts.items() if name != "exercises.py")
     assert "NotImplementedError(" not in text and "your code here" not in text
 
 
-def test_make_exercises_overwrites_no_answers(tmp_path, monkeypatch):
-    import shutil
-
+@pytest.fixture
+def make_exercises(tmp_path, monkeypatch):
+    "The script of this name, with a folder of one lesson instead of the repository."
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     import make_exercises
 
@@ -248,12 +296,17 @@ def test_make_exercises_overwrites_no_answers(tmp_path, monkeypatch):
     shutil.copy(ROOT / "nbs/01_positional_encoding.ipynb", tmp_path / "nbs")
     monkeypatch.setattr(make_exercises, "ROOT", tmp_path)
     monkeypatch.setattr(make_exercises.sys, "argv", ["make_exercises.py"])
+    return make_exercises
+
+
+def test_make_exercises_overwrites_no_answers(tmp_path, make_exercises):
     assert make_exercises.main() == 0
     made = tmp_path / "exercises/01_positional_encoding.ipynb"
     shutil.copy(made, tmp_path / "exercises/01_mine.ipynb")  # a copy under another name stays, too
     assert make_exercises.main() == 0 and (tmp_path / "exercises/01_mine.ipynb").exists()
     book = json.loads(made.read_text(encoding="utf-8"))
-    next(c for c in book["cells"] if c["cell_type"] == "code").update(source=["my = 'answer'"], execution_count=1)
+    code = next(c for c in book["cells"] if c["cell_type"] == "code")
+    code.update(source=["my = 'answer'"], execution_count=1)
     made.write_text(json.dumps(book), encoding="utf-8")
     assert make_exercises.main() == 1
     assert json.loads(made.read_text(encoding="utf-8")) == book

@@ -1,4 +1,4 @@
-"The attention explorer in a browser: pointer, keys, touch, every control, and numbers equal to the package's."
+"The attention explorer in a browser: pointer, keys, touch, all controls, the package's numbers."
 import pytest
 import torch
 
@@ -15,14 +15,16 @@ LAYERS, N = 6, 50
 def shipped():
     "The shipped model with two pictures."
     lit, mini = load_model("fashion"), load_fashion_mini()
-    return lit, mini.test_images[:2].float() / 255, [lit.hparams.classes[c] for c in mini.test_labels[:2].tolist()]
+    labels = [lit.hparams.classes[c] for c in mini.test_labels[:2].tolist()]
+    return lit, mini.test_images[:2].float() / 255, labels
 
 
 @pytest.fixture(scope="module")
 def page(shipped, tmp_path_factory):
     lit, images, labels = shipped
     file = tmp_path_factory.mktemp("explorer") / "page.html"
-    file.write_text(attention_explorer(lit, images, labels, names=["first", "second"]).page(), encoding="utf-8")
+    explorer = attention_explorer(lit, images, labels, names=["first", "second"])
+    file.write_text(explorer.page(), encoding="utf-8")
     return file
 
 
@@ -42,13 +44,21 @@ def says(tab, number=0):
     return tab.locator(".vx-says").nth(number).inner_text()
 
 
+SET = """([name, value]) => {
+  const c = document.querySelector('vit-explorer').controls[name];
+  c.value = value;
+  c.dispatchEvent(new Event('input'));
+}"""
+
+
 def control(tab, name, value):
     "Set a control as a user's hand would, with its event."
-    tab.evaluate("([name, value]) => { const c = document.querySelector('vit-explorer').controls[name]; c.value = value; c.dispatchEvent(new Event('input')); }", [name, str(value)])
+    tab.evaluate(SET, [name, str(value)])
 
 
 def matrix(tab, code):
-    return torch.tensor(tab.evaluate(f"(e => Array.from({code}))(document.querySelector('vit-explorer'))"), dtype=torch.float32).view(N, N)
+    shown = tab.evaluate(f"(e => Array.from({code}))(document.querySelector('vit-explorer'))")
+    return torch.tensor(shown, dtype=torch.float32).view(N, N)
 
 
 def cell(tab, row, col):
@@ -67,12 +77,19 @@ def test_the_pointer_chooses_and_a_click_pins(tab):
     assert "Row 6, column 6 looks at" in says(tab)
 
 
+STEPS = {  # what is said after each key, in this order
+    "ArrowDown": "Row 1, column 1", "ArrowRight": "Row 1, column 2",
+    "End": "Row 1, column 7", "Home": "Row 1, column 1",
+    "Control+End": "Row 7, column 7", "ArrowUp": "Row 6, column 7",
+    "ArrowLeft": "Row 6, column 6", "Control+Home": "Class token",
+    "ArrowUp ": "Class token",  # the space: a key for the second time
+}
+
+
 def test_the_keyboard_goes_everywhere(tab):
     assert tab.locator("[role=gridcell][tabindex='0']").count() == 1, "one tab stop"
     tab.locator("[role=gridcell][tabindex='0']").focus()
-    steps = {"ArrowDown": "Row 1, column 1", "ArrowRight": "Row 1, column 2", "End": "Row 1, column 7", "Home": "Row 1, column 1",
-             "Control+End": "Row 7, column 7", "ArrowUp": "Row 6, column 7", "ArrowLeft": "Row 6, column 6", "Control+Home": "Class token", "ArrowUp ": "Class token"}
-    for key, expected in steps.items():
+    for key, expected in STEPS.items():
         tab.keyboard.press(key.strip())
         assert says(tab).split(". ")[1].startswith(expected), key
         assert tab.evaluate("document.activeElement.getAttribute('aria-selected')") == "true"
@@ -85,7 +102,8 @@ def test_the_keyboard_goes_everywhere(tab):
 
 
 def test_touch_chooses_and_pins(browser, page):
-    context = browser.new_context(viewport={"width": 360, "height": 800}, has_touch=True, is_mobile=True)
+    context = browser.new_context(
+        viewport={"width": 360, "height": 800}, has_touch=True, is_mobile=True)
     tab = context.new_page()
     tab.goto(page.as_uri())
     tab.wait_for_function("document.querySelector('vit-explorer .vx-says')?.textContent")
@@ -97,20 +115,29 @@ def test_touch_chooses_and_pins(browser, page):
     context.close()
 
 
+CHANGES = [
+    ("layer", 2), ("heads", "max"), ("heads", "2"), ("direction", "column"),
+    ("scale", "shared"), ("strength", 20), ("mode", "rollout"), ("residual", 0.8),
+    ("discard", 0.6), ("start", 4), ("heads", "min"),
+]
+
+
 def test_every_control_changes_what_is_said_or_seen(tab):
     cell(tab, 3, 3).click()
 
     def seen():
-        colours = tab.evaluate("[...document.querySelectorAll('[data-token]')].map(c => c.style.backgroundColor).join()")
+        colours = tab.evaluate(
+            "[...document.querySelectorAll('[data-token]')]"
+            ".map(c => c.style.backgroundColor).join()")
         return says(tab), colours, tab.locator(".vx-bar").inner_text()
 
-    for name, value in [("layer", 2), ("heads", "max"), ("heads", "2"), ("direction", "column"), ("scale", "shared"), ("strength", 20),
-                        ("mode", "rollout"), ("residual", 0.8), ("discard", 0.6), ("start", 4), ("heads", "min")]:
+    for name, value in CHANGES:
         before = seen()
         control(tab, name, value)
         assert seen() != before, name
         if name not in ("scale", "strength", "residual", "discard"):
             assert seen()[0] != before[0], f"{name} must be said"
+    before = seen()
     tab.locator("input[type=radio]").nth(1).check(force=True)
     tab.wait_for_timeout(300)
     assert seen() != before
@@ -118,10 +145,22 @@ def test_every_control_changes_what_is_said_or_seen(tab):
 
 
 def test_a_head_is_chosen_by_its_picture(tab):
-    tab.locator(".vx-heads button").nth(2).click()
-    assert "head 3" in says(tab) and tab.locator(".vx-heads button").nth(2).get_attribute("aria-pressed") == "true"
-    tab.locator(".vx-heads button").nth(2).click()
+    third = tab.locator(".vx-heads button").nth(2)
+    third.click()
+    assert "head 3" in says(tab) and third.get_attribute("aria-pressed") == "true"
+    third.click()
     assert "mean of all heads" in says(tab)
+
+
+ROLLOUTS = [  # options as the page calls them, and as the package does
+    ("", {}), ("heads: 'max'", {"head_fusion": "max"}), ("residual: 0.2", {"residual": 0.2}),
+    ("residual: 0", {"residual": 0.0}), ("residual: 1", {"residual": 1.0}),
+    ("start: 3", {"start_layer": 3}),
+]
+
+
+def near(shown, expected, atol):
+    torch.testing.assert_close(shown, expected, atol=atol, rtol=0)
 
 
 def test_its_numbers_are_the_packages(tab, shipped):
@@ -129,33 +168,40 @@ def test_its_numbers_are_the_packages(tab, shipped):
     attention = capture_attention(lit, images[:1])
     packed = from_bytes(to_bytes(attention)).float()
     for layer in (0, LAYERS - 1):
-        for heads, expected in (("'mean'", attention[layer, 0].mean(0)), ("'max'", packed[layer, 0].amax(0)), ("'1'", packed[layer, 0, 1])):
-            torch.testing.assert_close(matrix(tab, f"e.attention({layer}, {heads})"), expected, atol=2e-3, rtol=0)
-    for ours, options in [("", {}), ("heads: 'max'", {"head_fusion": "max"}), ("residual: 0.2", {"residual": 0.2}),
-                          ("residual: 0", {"residual": 0.0}), ("residual: 1", {"residual": 1.0}), ("start: 3", {"start_layer": 3})]:
+        near(matrix(tab, f"e.attention({layer}, 'mean')"), attention[layer, 0].mean(0), 2e-3)
+        near(matrix(tab, f"e.attention({layer}, 'max')"), packed[layer, 0].amax(0), 2e-3)
+        near(matrix(tab, f"e.attention({layer}, '1')"), packed[layer, 0, 1], 2e-3)
+    for ours, options in ROLLOUTS:
         shown = matrix(tab, f"e.rollout({{{ours}}})")
-        torch.testing.assert_close(shown, attention_rollout(attention, **options)[0], atol=1e-3, rtol=0)
-    least = matrix(tab, "e.rollout({heads: 'min'})")  # of the smallest weights, where bytes are coarse
-    torch.testing.assert_close(least, attention_rollout(attention, head_fusion="min")[0], atol=3e-3, rtol=0)
-    torch.testing.assert_close(least, attention_rollout(packed, head_fusion="min")[0], atol=1e-4, rtol=0)
-    for ratio in (0.3, 0.7, 0.95):  # of the same bytes: near the cut, rounding decides which of two equals goes
+        near(shown, attention_rollout(attention, **options)[0], 1e-3)
+    # of the smallest weights, where bytes are coarse
+    least = matrix(tab, "e.rollout({heads: 'min'})")
+    near(least, attention_rollout(attention, head_fusion="min")[0], 3e-3)
+    near(least, attention_rollout(packed, head_fusion="min")[0], 1e-4)
+    # of the same bytes: near the cut, rounding decides which of two equals goes
+    for ratio in (0.3, 0.7, 0.95):
         shown = matrix(tab, f"e.rollout({{discardRatio: {ratio}}})")
-        torch.testing.assert_close(shown, attention_rollout(packed, discard_ratio=ratio)[0], atol=1e-3, rtol=0)
+        near(shown, attention_rollout(packed, discard_ratio=ratio)[0], 1e-3)
 
 
 def test_two_on_a_page_with_registers_and_wide_pictures(browser, shipped, tmp_path):
     torch.manual_seed(0)
-    model = ViT((8, 12), 4, num_classes=4, embed_dim=12, depth=2, num_heads=3, num_registers=2, pool="mean", class_token=True)
+    model = ViT((8, 12), 4, num_classes=4, embed_dim=12, depth=2, num_heads=3, num_registers=2,
+                pool="mean", class_token=True)
     wide = attention_explorer(model, torch.rand(2, 3, 8, 12))
     small = attention_explorer(*shipped[:2])
-    (tmp_path / "two.html").write_text(wide.page().replace("</main>", f"{small.html}{wide.html}</main>"), encoding="utf-8")
+    both = wide.page().replace("</main>", f"{small.html}{wide.html}</main>")
+    (tmp_path / "two.html").write_text(both, encoding="utf-8")
     tab = browser.new_page()
     tab.goto((tmp_path / "two.html").as_uri())
-    tab.wait_for_function("[...document.querySelectorAll('vit-explorer .vx-says')].filter(s => s.textContent).length === 3")
+    tab.wait_for_function(
+        "[...document.querySelectorAll('vit-explorer .vx-says')]"
+        ".filter(s => s.textContent).length === 3")
     ids = tab.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
     assert len(ids) == len(set(ids))
     first = tab.locator("vit-explorer").first
-    assert first.locator("[role=gridcell]").all_inner_texts()[:3] == ["class token", "register 1", "register 2"]
+    tokens = first.locator("[role=gridcell]").all_inner_texts()
+    assert tokens[:3] == ["class token", "register 1", "register 2"]
     first.locator("[data-token='2']").click()
     assert "Register 2 (pinned)" in says(tab) and "pinned" not in says(tab, 1)
     tab.close()

@@ -1,5 +1,6 @@
 """Attention of other libraries' models: the right maps, and the model left exactly as it was."""
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -7,18 +8,21 @@ from torch import nn
 from conftest import transformers
 
 from vit_course.attention import MultiHeadAttention
-from vit_course.inside import attention_and_gradients, attention_layers, capture_from, gradient_rollout, looking_inside
+from vit_course.inside import (
+    attention_and_gradients, attention_layers, capture_from, gradient_rollout, looking_inside)
 from vit_course.rollout import attention_rollout, capture_attention
 from vit_course.vit import ViT
 
 SMALL = dict(img_size=(24, 32), patch_size=8, embed_dim=24, depth=3, num_heads=3, num_classes=7)
-HF = dict(hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=50, image_size=(24, 32), patch_size=8, num_labels=7,
+HF = dict(hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=50,
+          image_size=(24, 32), patch_size=8, num_labels=7,
           attention_probs_dropout_prob=0.3, hidden_dropout_prob=0.2)
-DINO = {k: v for k, v in HF.items() if k not in ("intermediate_size", "image_size")} | dict(mlp_ratio=2, image_size=32)
+DINO = {k: v for k, v in HF.items() if k != "intermediate_size"} | dict(mlp_ratio=2, image_size=32)
 
 
 def timm_vit(**options):
-    return pytest.importorskip("timm.models.vision_transformer").VisionTransformer(**SMALL | dict(attn_drop_rate=0.3) | options)
+    library = pytest.importorskip("timm.models.vision_transformer")
+    return library.VisionTransformer(**SMALL | dict(attn_drop_rate=0.3) | options)
 
 
 def timm_named(name, **options):
@@ -33,13 +37,15 @@ def huggingface(kind, config, **options):
 def torchvision_vit():
     from torchvision.models import VisionTransformer
 
-    return VisionTransformer(image_size=24, patch_size=8, num_layers=3, num_heads=3, hidden_dim=24, mlp_dim=50, num_classes=7, attention_dropout=0.3)
+    return VisionTransformer(image_size=24, patch_size=8, num_layers=3, num_heads=3, hidden_dim=24,
+                             mlp_dim=50, num_classes=7, attention_dropout=0.3)
 
 
 def vit_pytorch(kind):
     library = pytest.importorskip("vit_pytorch")
-    options = dict(image_size=(24, 32), patch_size=8, num_classes=7, dim=24, depth=3, heads=3, mlp_dim=50)
-    return library.ViT(**options, dropout=0.3, dim_head=8) if kind == "ViT" else library.SimpleViT(**options, dim_head=8)
+    options = dict(image_size=(24, 32), patch_size=8, num_classes=7, dim=24, depth=3, heads=3,
+                   mlp_dim=50, dim_head=8)
+    return library.ViT(**options, dropout=0.3) if kind == "ViT" else library.SimpleViT(**options)
 
 
 class TorchEncoder(nn.Module):
@@ -48,7 +54,8 @@ class TorchEncoder(nn.Module):
     def __init__(self):
         super().__init__()
         layer = nn.TransformerEncoderLayer(24, 3, 50, dropout=0.3, batch_first=True)
-        self.cut, self.encoder = nn.Conv2d(3, 24, 8, 8), nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+        self.cut = nn.Conv2d(3, 24, 8, 8)
+        self.encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
 
     def forward(self, images):
         return self.encoder(self.cut(images).flatten(2).mT).mean(1)
@@ -60,17 +67,25 @@ MODELS = {  # name: (make, image size, tokens)
     "timm": (timm_vit, (24, 32), 13),
     "timm, registers": (lambda: timm_vit(reg_tokens=4), (24, 32), 17),
     "timm, queries and keys normed": (lambda: timm_vit(qk_norm=True), (24, 32), 13),
-    "timm, layer scale, mean": (lambda: timm_vit(init_values=0.3, global_pool="avg", class_token=False), (24, 32), 12),
+    "timm, layer scale, mean": (
+        lambda: timm_vit(init_values=0.3, global_pool="avg", class_token=False), (24, 32), 12),
     "timm, distilled": (lambda: timm_named("deit_tiny_distilled_patch16_224"), (32, 32), 6),
-    "timm, rotary (EVA-02)": (lambda: timm_named("eva02_tiny_patch14_224", patch_size=16), (32, 32), 5),
-    "timm, relative positions (BEiT)": (lambda: timm_named("beit_base_patch16_224", embed_dim=48, num_heads=3), (32, 32), 5),
-    "timm, pooled by attention": (lambda: timm_vit(global_pool="map", class_token=False), (24, 32), 12),
+    "timm, rotary (EVA-02)": (
+        lambda: timm_named("eva02_tiny_patch14_224", patch_size=16), (32, 32), 5),
+    "timm, relative positions (BEiT)": (
+        lambda: timm_named("beit_base_patch16_224", embed_dim=48, num_heads=3), (32, 32), 5),
+    "timm, pooled by attention": (
+        lambda: timm_vit(global_pool="map", class_token=False), (24, 32), 12),
     "torchvision": (torchvision_vit, (24, 24), 10),
     "torch's encoder": (TorchEncoder, (24, 32), 12),
-    "Hugging Face ViT": (lambda: huggingface("ViTForImageClassification", "ViTConfig", **HF), (24, 32), 13),
+    "Hugging Face ViT": (
+        lambda: huggingface("ViTForImageClassification", "ViTConfig", **HF), (24, 32), 13),
     "Hugging Face DeiT": (lambda: huggingface("DeiTModel", "DeiTConfig", **HF), (24, 32), 14),
-    "Hugging Face DINOv2": (lambda: huggingface("Dinov2Model", "Dinov2Config", **DINO), (32, 32), 17),
-    "Hugging Face DINOv2, registers": (lambda: huggingface("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", **DINO, num_register_tokens=3), (32, 32), 20),
+    "Hugging Face DINOv2": (
+        lambda: huggingface("Dinov2Model", "Dinov2Config", **DINO), (32, 32), 17),
+    "Hugging Face DINOv2, registers": (
+        lambda: huggingface("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig",
+                            **DINO, num_register_tokens=3), (32, 32), 20),
     "vit-pytorch ViT": (lambda: vit_pytorch("ViT"), (24, 32), 13),
     "vit-pytorch SimpleViT": (lambda: vit_pytorch("SimpleViT"), (24, 32), 12),
 }
@@ -89,12 +104,14 @@ def made(name):
 def state_of(model):
     "All that must not change: hooks, flags, configuration, weights, global switches, the dice."
     modules = list(model.modules())
-    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in modules]
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
+             for m in modules]
     flags = [(m.training, getattr(m, "fused_attn", None)) for m in modules]
     configs = [copy.deepcopy(vars(m.config)) for m in modules if hasattr(m, "config")]
     own = [set(vars(m)) for m in modules]
     weights = [(n, p.requires_grad, p.grad, p._version) for n, p in model.named_parameters()]
-    return hooks, flags, configs, own, weights, torch.backends.mha.get_fastpath_enabled(), torch.is_grad_enabled(), torch.get_rng_state().tolist()
+    switches = torch.backends.mha.get_fastpath_enabled(), torch.is_grad_enabled()
+    return hooks, flags, configs, own, weights, switches, torch.get_rng_state().tolist()
 
 
 @torch.no_grad()
@@ -134,7 +151,8 @@ def test_batches_and_chosen_layers(name):
     chosen = capture_from(model, images, layers=(1, 0))
     torch.testing.assert_close(chosen, maps[:2])
     for i in range(3):
-        torch.testing.assert_close([m[0] for m in capture_from(model, images[i : i + 1])], [m[i] for m in maps], atol=1e-5, rtol=1e-4)
+        single = [m[0] for m in capture_from(model, images[i : i + 1])]
+        torch.testing.assert_close(single, [m[i] for m in maps], atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match=f"0 to {len(maps) - 1}"):
         capture_from(model, images, layers=[len(maps)])
 
@@ -142,8 +160,11 @@ def test_batches_and_chosen_layers(name):
 def inputs_of(model, layers, images):
     "What each attention layer was called with."
     seen = []
-    handles = [layer.register_forward_pre_hook(lambda m, args, kwargs: seen.append(args[0] if args else next(iter(kwargs.values()))), with_kwargs=True)
-               for layer in layers]
+
+    def keep(module, args, kwargs):
+        seen.append(args[0] if args else next(iter(kwargs.values())))
+
+    handles = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]
     output_of(model.eval(), images)
     [handle.remove() for handle in handles]
     return seen
@@ -166,8 +187,11 @@ def by_hand(layer, x):
     return (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
 
 
+PLAIN = [name for name in MODELS if "rotary" not in name and "relative" not in name]
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("name", [name for name in MODELS if not any(w in name for w in ("rotary", "relative"))])
+@pytest.mark.parametrize("name", PLAIN)
 def test_equal_to_a_computation_by_hand(name):
     if name == "torch's encoder":
         torch.backends.mha.set_fastpath_enabled(False)
@@ -204,12 +228,13 @@ def values_of(layer, x):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["timm, rotary (EVA-02)", "timm, relative positions (BEiT)"])
 def test_rotary_and_relative_positions_give_what_the_layer_mixes(name):
-    "Their weights are not made by hand here: times the values, they must give what the fused layer computes."
+    "Not made by hand: times the values, their weights must give what the fused layer computes."
     model, images, _ = made(name)
     layers = [layer for layer, _ in attention_layers(model)]
     assert layers and all(layer.fused_attn for layer in layers)
     outs = []
-    handles = [layer.proj.register_forward_pre_hook(lambda m, args: outs.append(args[0])) for layer in layers]
+    handles = [layer.proj.register_forward_pre_hook(lambda m, args: outs.append(args[0]))
+               for layer in layers]
     inputs = inputs_of(model.eval(), layers, images)
     [handle.remove() for handle in handles]
     maps = capture_from(model, images)
@@ -220,14 +245,16 @@ def test_rotary_and_relative_positions_give_what_the_layer_mixes(name):
 
 
 def test_the_lesson_and_the_toolbox_agree():
-    model, images, _ = made("ours")
-    torch.testing.assert_close(capture_attention(model, images), torch.stack(capture_from(model, images)))
-    model, images, _ = made("timm")
-    torch.testing.assert_close(capture_attention(model, images), torch.stack(capture_from(model, images)))
+    for name in ("ours", "timm"):
+        model, images, _ = made(name)
+        attention = capture_attention(model, images)
+        torch.testing.assert_close(attention, torch.stack(capture_from(model, images)))
 
 
-@pytest.mark.parametrize("name, prefix", [("timm, distilled", 2), ("timm, registers", 5), ("timm, layer scale, mean", 0), ("torchvision", 1),
-                                          ("Hugging Face DINOv2, registers", 4)])
+@pytest.mark.parametrize("name, prefix", [
+    ("timm, distilled", 2), ("timm, registers", 5), ("timm, layer scale, mean", 0),
+    ("torchvision", 1), ("Hugging Face DINOv2, registers", 4),
+])
 def test_rollout_of_captured_maps(name, prefix):
     model, images, tokens = made(name)
     maps = capture_from(model, images)
@@ -243,7 +270,8 @@ def test_what_it_cannot_do_is_said():
     with pytest.raises(ValueError, match="model=Linear"):
         capture_attention(nn.Linear(2, 3), torch.zeros(1, 2))
     timm = pytest.importorskip("timm")
-    swin = timm.create_model("swin_tiny_patch4_window7_224", depths=(1, 1), embed_dim=24, num_heads=(3, 3), img_size=56)
+    sizes = dict(depths=(1, 1), embed_dim=24, num_heads=(3, 3), img_size=56)
+    swin = timm.create_model("swin_tiny_patch4_window7_224", **sizes)
     with pytest.raises(ValueError, match="windows"):
         capture_from(swin, torch.zeros(2, 3, 56, 56))
     model, images, _ = made("ours")
@@ -268,6 +296,33 @@ def test_only_chosen_layers_are_asked():
     assert len(asked) == 1
 
 
+def nudge(module, args, output, size):
+    "The output if query 0 looked at key 5 in head 1 by `size` more."
+    values = module.qkv(args[0]).unflatten(-1, (3, 3, 8))[:, :, 2]  # (1, N, h, d)
+    moved = torch.zeros(1, 13, 3, 8, dtype=output.dtype)
+    moved[0, 0, 1] = size * values[0, 5, 1]  # query 0, head 1, key 5
+    return output + nn.functional.linear(moved.flatten(2), module.proj.weight)
+
+
+def slope(model, image, block):
+    "How fast the score of class 2 changes with that entry of the block's attention."
+    scores = []
+    for size in (1e-5, -1e-5):
+        handle = block.attn.register_forward_hook(partial(nudge, size=size))
+        with torch.no_grad():
+            scores.append(model(image)[0, 2])
+        handle.remove()
+    return (scores[0] - scores[1]) / 2e-5
+
+
+def relevance_of(maps, gradients):
+    "The gradient rollout, written out."
+    relevance = torch.eye(13, dtype=torch.float64)[None]
+    for a, g in zip(maps, gradients):
+        relevance = relevance + (a * g).clamp(min=0).mean(1) @ relevance
+    return relevance
+
+
 def test_gradients_are_paired_with_their_layers():
     "A nudge to one entry of one layer's attention moves the score as that layer's gradient says."
     torch.manual_seed(0)
@@ -277,37 +332,24 @@ def test_gradients_are_paired_with_their_layers():
     image = torch.randn(1, 3, 24, 32, dtype=torch.float64)
     maps, gradients = attention_and_gradients(model, image, target=2)
     for number, block in enumerate(model.encoder.blocks):
-        def nudge(module, args, output, size):
-            values = module.qkv(args[0]).unflatten(-1, (3, 3, 8))[:, :, 2]  # (1, N, h, d)
-            moved = torch.zeros(1, 13, 3, 8, dtype=output.dtype)
-            moved[0, 0, 1] = size * values[0, 5, 1]  # query 0, head 1, key 5
-            return output + nn.functional.linear(moved.flatten(2), module.proj.weight)
-
-        scores = []
-        for size in (1e-5, -1e-5):
-            handle = block.attn.register_forward_hook(lambda m, a, o, size=size: nudge(m, a, o, size))
-            with torch.no_grad():
-                scores.append(model(image)[0, 2])
-            handle.remove()
-        slope = (scores[0] - scores[1]) / 2e-5
-        torch.testing.assert_close(slope, gradients[number][0, 1, 0, 5], atol=1e-6, rtol=1e-4)
-    relevance = torch.eye(13, dtype=torch.float64)[None]
-    for a, g in zip(maps, gradients):
-        relevance = relevance + (a * g).clamp(min=0).mean(1) @ relevance
+        said = gradients[number][0, 1, 0, 5]
+        torch.testing.assert_close(slope(model, image, block), said, atol=1e-6, rtol=1e-4)
+    relevance = relevance_of(maps, gradients)
     torch.testing.assert_close(gradient_rollout(model, image, target=2), relevance)
-    backwards = torch.eye(13, dtype=torch.float64)[None]
-    for a, g in zip(maps, gradients[::-1]):
-        backwards = backwards + (a * g).clamp(min=0).mean(1) @ backwards
+    backwards = relevance_of(maps, gradients[::-1])
     assert not torch.allclose(backwards, relevance, rtol=1e-2)
 
 
-@pytest.mark.parametrize("name", ["ours", "timm", "timm, registers", "Hugging Face ViT", "vit-pytorch ViT"])
+@pytest.mark.parametrize("name", [
+    "ours", "timm", "timm, registers", "Hugging Face ViT", "vit-pytorch ViT",
+])
 def test_gradient_rollout_of_every_library(name):
     model, images, tokens = made(name)
     before = state_of(model)
     relevance = gradient_rollout(model, images)
     assert state_of(model) == before
-    assert relevance.shape == (3, tokens, tokens) and (relevance >= 0).all() and relevance[:, 0, 1:].max() > 0
+    assert relevance.shape == (3, tokens, tokens)
+    assert (relevance >= 0).all() and relevance[:, 0, 1:].max() > 0
     single = torch.cat([gradient_rollout(model, image[None]) for image in images])
     torch.testing.assert_close(single, relevance, atol=1e-4, rtol=1e-3)
     assert not any(isinstance(m, MultiHeadAttention) and m._forward_hooks for m in model.modules())

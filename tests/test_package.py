@@ -13,22 +13,32 @@ import pytest
 from conftest import ROOT
 
 
+def copy_of_sources(source: Path) -> None:
+    "What a build takes; what earlier ones left in build/ and *.egg-info would get into the wheel."
+    unwanted = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+    for name in ("vit_course", "exercises", "benchmarks"):
+        shutil.copytree(ROOT / name, source / name, ignore=unwanted)
+    for name in ("setup.py", "settings.ini", "pyproject.toml",
+                 "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
     "A Python of an environment that holds the built wheel, and what it requires, alone."
     folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"  # a copy: what earlier builds left in build/ and *.egg-info would get into the wheel
-    for name in ("vit_course", "exercises", "benchmarks"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    for name in ("setup.py", "settings.ini", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", folder, source], check=True, capture_output=True)
+    source = folder / "source"
+    copy_of_sources(source)
+    build = [sys.executable, "-m", "build", "--wheel", "--outdir", folder, source]
+    subprocess.run(build, check=True, capture_output=True)
     venv.create(folder / "env", with_pip=True)
     python = folder / "env" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     wheel = next(folder.glob("*.whl"))
     same = folder / "same.txt"  # the versions under test, not the newest that there are
-    same.write_text("".join(f"{name}=={version(name).split('+')[0]}\n" for name in ("torch", "torchvision", "numpy")))
-    result = subprocess.run([python, "-m", "pip", "install", "--quiet", "--constraint", same, wheel], capture_output=True, text=True)
+    tested = ("torch", "torchvision", "numpy")
+    same.write_text("".join(f"{name}=={version(name).split('+')[0]}\n" for name in tested))
+    install = [python, "-m", "pip", "install", "--quiet", "--constraint", same, wheel]
+    result = subprocess.run(install, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     return python
 
@@ -53,7 +63,8 @@ print(tuple(model(torch.randn(2, 3, 8, 12)).shape))
 def test_every_module_of_the_wheel_imports(installed, tmp_path):
     names = sorted(f.stem for f in (ROOT / "vit_course").glob("*.py") if not f.stem.startswith("_"))
     assert len(names) >= 11
-    run(installed, f"import importlib\nfor name in {names}: importlib.import_module('vit_course.' + name)", tmp_path)
+    code = f"import importlib\nfor name in {names}: importlib.import_module('vit_course.' + name)"
+    run(installed, code, tmp_path)
 
 
 def test_the_wheel_carries_images_recipes_and_weights(installed, tmp_path):
@@ -71,8 +82,8 @@ load_model("fashion")
 
 
 def test_the_wheel_carries_the_learners_notebooks(installed, tmp_path):
-    command = Path(installed).with_name("vit-course")
-    done = subprocess.run([command, "exercises", "mine"], cwd=tmp_path, capture_output=True, text=True)
+    command = [Path(installed).with_name("vit-course"), "exercises", "mine"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     names = sorted(f.name for f in (ROOT / "exercises").glob("*.ipynb"))
     assert names and sorted(f.name for f in (tmp_path / "mine").glob("*.ipynb")) == names
@@ -82,7 +93,8 @@ from torch import nn
 from vit_course.data import course_folder
 from vit_course.exercises import bank, check
 def gelu(z): return nn.functional.gelu(z)
-print(len(bank()), check(gelu).status, len(list(course_folder("benchmarks/results").rglob("*.csv"))))
+tables = list(course_folder("benchmarks/results").rglob("*.csv"))
+print(len(bank()), check(gelu).status, len(tables))
 """
     count, status, tables = run(installed, code, tmp_path).split()
     assert int(count) >= 30 and status == "right"
@@ -91,13 +103,14 @@ print(len(bank()), check(gelu).status, len(list(course_folder("benchmarks/result
 
 def test_the_command_is_installed(installed, tmp_path):
     command = installed.with_name("vit-course.exe" if sys.platform == "win32" else "vit-course")
-    output = subprocess.run([command], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert "quickstart" in output
+    done = subprocess.run([command], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "quickstart" in done.stdout
 
 
 @pytest.mark.parametrize("module", ["vit", "rollout"])
 def test_light_modules_load_nothing_heavy(module):
-    heavy = ["pytorch_lightning", "lightning_fabric", "matplotlib", "seaborn", "pandas", "torchmetrics"]
+    heavy = ["pytorch_lightning", "lightning_fabric", "matplotlib",
+             "seaborn", "pandas", "torchmetrics"]
     code = f"import sys, vit_course.{module}\nprint([m for m in {heavy} if m in sys.modules])"
     assert run(sys.executable, code, ROOT).strip() == "[]"
 
@@ -119,7 +132,8 @@ WEIGHTS = {  # the files that the cards' numbers were measured with
 
 def test_shipped_weights_are_those_of_their_cards():
     files = {file.stem: file for file in (ROOT / "vit_course" / "weights").glob("*.safetensors")}
-    assert {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()} == WEIGHTS
+    sums = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+    assert sums == WEIGHTS
     for file in files.values():
         assert file.stat().st_size <= 2_000_000
         assert len(file.with_suffix(".md").read_text(encoding="utf-8").split()) > 100
@@ -132,8 +146,10 @@ def test_the_card_of_fashion_says_what_is_measured():
     from vit_course.training import load_model
 
     lit, mini = load_model("fashion"), load_fashion_mini()
+    batches = mini.test_images.split(250)
     with torch.inference_mode():
-        said = torch.cat([lit(part.float() / 255).argmax(1) for part in mini.test_images.split(250)])
+        said = torch.cat([lit(part.float() / 255).argmax(1) for part in batches])
     accuracy = (said == mini.test_labels).double().mean().item()
     card = (ROOT / "vit_course" / "weights" / "fashion.md").read_text(encoding="utf-8")
-    assert float(re.search(r"accuracy there: ([\d.]+)", card)[1]) == pytest.approx(accuracy, abs=0.002)
+    stated = float(re.search(r"accuracy there: ([\d.]+)", card)[1])
+    assert stated == pytest.approx(accuracy, abs=0.002)

@@ -1,11 +1,13 @@
-"""Positions and models for another image size: laws that any resizing obeys, and equality with the libraries' own code."""
+"""Positions and models for another image size: laws that any resizing obeys,
+and equality with the libraries' own code."""
 import warnings
 
 import pytest
 import torch
 from conftest import transformers
 
-from vit_course.resolution import MODES, RESIZE_STYLES, SMOOTH, resize_model, resize_positions, sample_points
+from vit_course.resolution import (
+    MODES, RESIZE_STYLES, SMOOTH, resize_model, resize_positions, sample_points)
 from vit_course.sources import load_vit, options_of, save_vit
 from vit_course.training import load_model
 from vit_course.vit import ViT
@@ -24,7 +26,8 @@ few = settings()  # as conftest.py says
 
 
 def table(grid, prefix=1, dim=5, seed=0):
-    return torch.randn(prefix + grid[0] * grid[1], dim, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(prefix + grid[0] * grid[1], dim, generator=generator)
 
 
 def close(a, b, eps=1e-5):
@@ -63,7 +66,8 @@ def test_constants_stay_constant(old, new, style):
 def test_linear(old, new, style, factor):
     a, b = table(old, seed=1), table(old, seed=2)
     together = resize_positions(a + factor * b, old, new, **style)
-    close(together, resize_positions(a, old, new, **style) + factor * resize_positions(b, old, new, **style), 2e-5)
+    one, two = (resize_positions(t, old, new, **style) for t in (a, b))
+    close(together, one + factor * two, 2e-5)
 
 
 @few
@@ -71,8 +75,9 @@ def test_linear(old, new, style, factor):
 def test_rows_and_columns_may_be_exchanged(old, new, style):
     positions = table(old, 0)
     turned = positions.unflatten(0, old).transpose(0, 1).flatten(0, 1)
-    one = resize_positions(positions, old, new, 0, **style).unflatten(0, new).transpose(0, 1).flatten(0, 1)
-    close(one, resize_positions(turned, old[::-1], new[::-1], 0, **style), 2e-5)
+    one = resize_positions(positions, old, new, 0, **style)
+    other = resize_positions(turned, old[::-1], new[::-1], 0, **style)
+    close(one.unflatten(0, new).transpose(0, 1).flatten(0, 1), other, 2e-5)
 
 
 @few
@@ -83,8 +88,11 @@ def test_channels_do_not_mix(old, new, style):
     close(whole[:, 2:3], resize_positions(positions[:, 2:3], old, new, **style))
 
 
+IN_PLACE = [style for style in RESIZE_STYLES.values() if "offset" not in style]
+
+
 @few
-@given(st.integers(8, 14), st.integers(8, 14), st.sampled_from([style for style in RESIZE_STYLES.values() if "offset" not in style]))
+@given(st.integers(8, 14), st.integers(8, 14), st.sampled_from(IN_PLACE))
 def test_up_and_down_again_is_near_for_smooth_tables(rows, cols, style):
     y, x = torch.meshgrid(torch.linspace(-1, 1, rows), torch.linspace(-1, 1, cols), indexing="ij")
     smooth = torch.stack([x, y, x * y, (2 * x).sin(), y.cos()], dim=-1).flatten(0, 1)
@@ -94,10 +102,14 @@ def test_up_and_down_again_is_near_for_smooth_tables(rows, cols, style):
 
 
 @few
-@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([{}, {"align_corners": True}, {"offset": 0.1}]))
+@given(
+    st.integers(1, 40), st.integers(1, 40),
+    st.sampled_from([{}, {"align_corners": True}, {"offset": 0.1}]),
+)
 def test_a_ramp_tells_where_it_was_sampled(old, new, options):
     ramp = torch.arange(float(old))[:, None]
-    found = resize_positions(ramp, (old, 1), (new, 1), 0, mode="bilinear", antialias=False, **options)[:, 0]
+    style = dict(mode="bilinear", antialias=False) | options
+    found = resize_positions(ramp, (old, 1), (new, 1), 0, **style)[:, 0]
     wanted = sample_points(old, new, **options).clamp(0, old - 1)
     close(found, torch.arange(float(old)) if old == new else wanted, 1e-4)
 
@@ -129,21 +141,25 @@ def test_timm(new, prefix):
         positions = table(old, prefix)[None]
         wanted = theirs(positions, list(new), list(old), num_prefix_tokens=prefix)
         close(resize_positions(positions, old, new, prefix, **RESIZE_STYLES["timm"]), wanted)
-        plain = theirs(positions, list(new), list(old), num_prefix_tokens=prefix, interpolation="bilinear", antialias=False)
-        close(resize_positions(positions, old, new, prefix, mode="bilinear", antialias=False), plain)
+        plain = theirs(positions, list(new), list(old), num_prefix_tokens=prefix,
+                       interpolation="bilinear", antialias=False)
+        ours = resize_positions(positions, old, new, prefix, mode="bilinear", antialias=False)
+        close(ours, plain)
 
 
 @pytest.mark.parametrize("side", [3, 9, 14])
 def test_torchvision(side):
     from torchvision.models.vision_transformer import interpolate_embeddings
 
-    positions = table((7, 7))[None]
-    theirs = interpolate_embeddings(side * 16, 16, {"encoder.pos_embedding": positions.clone()})["encoder.pos_embedding"]
+    positions, name = table((7, 7))[None], "encoder.pos_embedding"
+    theirs = interpolate_embeddings(side * 16, 16, {name: positions.clone()})[name]
     close(resize_positions(positions, (7, 7), (side, side), **RESIZE_STYLES["torchvision"]), theirs)
 
 
 @pytest.mark.parametrize("new", OTHER)
-@pytest.mark.parametrize("name, style", [("ViT", "huggingface"), ("Dinov2", "huggingface"), ("Dinov2WithRegisters", "timm")])
+@pytest.mark.parametrize("name, style", [
+    ("ViT", "huggingface"), ("Dinov2", "huggingface"), ("Dinov2WithRegisters", "timm"),
+])
 def test_huggingface(name, style, new):
     library = transformers()
     config = getattr(library, f"{name}Config")(
@@ -152,7 +168,8 @@ def test_huggingface(name, style, new):
     embeddings.position_embeddings.data = table((7, 7), dim=12)[None]
     tokens = torch.zeros(1, 1 + new[0] * new[1], 12)
     theirs = embeddings.interpolate_pos_encoding(tokens, new[0] * 4, new[1] * 4)
-    close(resize_positions(embeddings.position_embeddings, (7, 7), new, **RESIZE_STYLES[style]), theirs)
+    positions = embeddings.position_embeddings
+    close(resize_positions(positions, (7, 7), new, **RESIZE_STYLES[style]), theirs)
 
 
 @pytest.mark.parametrize("new", OTHER)
@@ -160,8 +177,10 @@ def test_jax(new):
     "The official JAX code calls SciPy's zoom with order 1."
     ndimage = pytest.importorskip("scipy.ndimage")
     positions = table((7, 7))
-    theirs = torch.from_numpy(ndimage.zoom(positions[1:].view(7, 7, 5).numpy(), (new[0] / 7, new[1] / 7, 1), order=1))
-    close(resize_positions(positions, (7, 7), new, **RESIZE_STYLES["jax"])[1:], theirs.reshape(-1, 5))
+    grid = positions[1:].view(7, 7, 5).numpy()
+    theirs = torch.from_numpy(ndimage.zoom(grid, (new[0] / 7, new[1] / 7, 1), order=1))
+    ours = resize_positions(positions, (7, 7), new, **RESIZE_STYLES["jax"])
+    close(ours[1:], theirs.reshape(-1, 5))
 
 
 @pytest.mark.parametrize("new", OTHER)
@@ -170,7 +189,8 @@ def test_dinov2(new):
     positions = table((7, 7))
     image = positions[1:].view(1, 7, 7, 5).permute(0, 3, 1, 2)
     ratio = ((new[0] + 0.1) / 7, (new[1] + 0.1) / 7)
-    theirs = torch.nn.functional.interpolate(image, scale_factor=ratio, mode="bicubic", antialias=False)
+    theirs = torch.nn.functional.interpolate(
+        image, scale_factor=ratio, mode="bicubic", antialias=False)
     assert theirs.shape[-2:] == new
     wanted = theirs.permute(0, 2, 3, 1).reshape(-1, 5)
     close(resize_positions(positions, (7, 7), new, **RESIZE_STYLES["dinov2"])[1:], wanted)
@@ -178,12 +198,16 @@ def test_dinov2(new):
 
 # wrong arguments
 @pytest.mark.parametrize("change, message", [
-    (dict(old_grid=(4, 4)), "positions has 21 rows"), (dict(num_prefix_tokens=0), "num_prefix_tokens=0"),
-    (dict(num_prefix_tokens=-1), "num_prefix_tokens=-1"), (dict(new_grid=(0, 3)), "new_grid"), (dict(new_grid=(3,)), "new_grid"),
-    (dict(mode="cubic"), "mode='cubic'"), (dict(mode="nearest"), "antialias=True"), (dict(mode="area"), "antialias=True"),
-    (dict(align_corners=True), "align_corners=True"), (dict(mode="nearest", antialias=False, align_corners=True), "nearest"),
-    (dict(antialias=False, align_corners=True, offset=0.1), "offset=0.1"), (dict(offset=-0.1), "offset=-0.1"),
-    (dict(offset=1.0), "offset=1.0"), (dict(mode="nearest", antialias=False, offset=0.1), "offset=0.1"),
+    (dict(old_grid=(4, 4)), "positions has 21 rows"),
+    (dict(num_prefix_tokens=0), "num_prefix_tokens=0"),
+    (dict(num_prefix_tokens=-1), "num_prefix_tokens=-1"),
+    (dict(new_grid=(0, 3)), "new_grid"), (dict(new_grid=(3,)), "new_grid"),
+    (dict(mode="cubic"), "mode='cubic'"), (dict(mode="nearest"), "antialias=True"),
+    (dict(mode="area"), "antialias=True"), (dict(align_corners=True), "align_corners=True"),
+    (dict(mode="nearest", antialias=False, align_corners=True), "nearest"),
+    (dict(antialias=False, align_corners=True, offset=0.1), "offset=0.1"),
+    (dict(offset=-0.1), "offset=-0.1"), (dict(offset=1.0), "offset=1.0"),
+    (dict(mode="nearest", antialias=False, offset=0.1), "offset=0.1"),
 ])
 def test_wrong_arguments(change, message):
     arguments = dict(positions=table((4, 5)), old_grid=(4, 5), new_grid=(3, 7)) | change
@@ -199,11 +223,15 @@ def test_wrong_rank(shape):
 
 
 # whole models
-SMALL = dict(patch_size=4, in_chans=2, num_classes=5, embed_dim=12, depth=2, num_heads=3, mlp_ratio=2.5)
+SMALL = dict(patch_size=4, in_chans=2, num_classes=5,
+             embed_dim=12, depth=2, num_heads=3, mlp_ratio=2.5)
 KINDS = [
-    {}, dict(pool="mean"), dict(pool="mean", class_token=True, num_registers=3), dict(num_registers=2, layer_scale=0.1, dropout=0.2),
-    dict(stem="linear", norm_after_pool=True), dict(stem="early_conv", activation="gelu_tanh", eps=0.1, drop_path=0.3),
-    dict(positions="sinusoidal_1d", attn_dropout=0.1), dict(positions="sinusoidal_2d"), dict(positions="none"), dict(num_classes=0),
+    {}, dict(pool="mean"), dict(pool="mean", class_token=True, num_registers=3),
+    dict(num_registers=2, layer_scale=0.1, dropout=0.2),
+    dict(stem="linear", norm_after_pool=True),
+    dict(stem="early_conv", activation="gelu_tanh", eps=0.1, drop_path=0.3),
+    dict(positions="sinusoidal_1d", attn_dropout=0.1), dict(positions="sinusoidal_2d"),
+    dict(positions="none"), dict(num_classes=0),
 ]
 
 
@@ -232,7 +260,8 @@ def test_flags_types_and_gradients_of_the_copy():
     old.encoder.blocks[1].eval()
     old(torch.randn(2, 2, 8, 12).double()).sum().backward()
     new = resize_model(old, 16)
-    assert not new.positions.positions.requires_grad and new.positions.positions.dtype == torch.float64
+    positions = new.positions.positions
+    assert not positions.requires_grad and positions.dtype == torch.float64
     assert [m.training for m in new.modules()] == [m.training for m in old.modules()]
     assert all(p.grad is None for p in new.parameters())
     assert old.head.weight.grad is not None
@@ -260,7 +289,8 @@ def test_lightning_model():
 
 
 @pytest.mark.parametrize("model, size, message", [
-    (ViT((8, 12), **SMALL), 14, "patch_size=4"), (ViT((8, 12), **SMALL), (8, 8, 8), "pair"), (torch.nn.Linear(2, 3), 8, "no ViT"),
+    (ViT((8, 12), **SMALL), 14, "patch_size=4"), (ViT((8, 12), **SMALL), (8, 8, 8), "pair"),
+    (torch.nn.Linear(2, 3), 8, "no ViT"),
 ])
 def test_models_that_cannot_be_resized(model, size, message):
     with pytest.raises(ValueError, match=message):
@@ -272,5 +302,6 @@ def test_style_is_handed_on():
     with pytest.raises(ValueError, match="mode='cubic'"):
         resize_model(old, 16, mode="cubic")
     assert SMOOTH == ("bilinear", "bicubic")
-    tables = [resize_model(old, 16, **style).positions.positions for style in RESIZE_STYLES.values()]
+    resized = [resize_model(old, 16, **style) for style in RESIZE_STYLES.values()]
+    tables = [model.positions.positions for model in resized]
     assert not any(a.equal(b) for i, a in enumerate(tables) for b in tables[:i])

@@ -27,19 +27,24 @@ def keys(kind: str, folder: Path) -> list[tuple]:
     return [(row["step"], row["minutes"], row["seed"]) for row in rows(kind, folder)]
 
 
+def accuracies(kind: str, folder: Path) -> dict[tuple, str]:
+    "The last validation accuracy of every run."
+    return {key: row["val_acc"] for key, row in zip(keys(kind, folder), rows(kind, folder))}
+
+
 @of_each_study
 def test_every_run_is_of_a_recipe_that_stands_in_the_script(folder):
-    recipes = study.all_steps()
+    recipes, costs = study.all_steps(), study.result("costs", folder=folder)
     for row in rows("runs", folder):
         assert json.loads(row["options"]) == recipes[row["step"]], row["step"]
-        assert int(row["optimizer_steps"]) == study.steps_in(float(row["minutes"]), study.result("costs", folder=folder))[row["step"]]
+        steps = study.steps_in(float(row["minutes"]), costs)
+        assert int(row["optimizer_steps"]) == steps[row["step"]]
     assert len(set(keys("runs", folder))) == len(keys("runs", folder))
 
 
 @of_each_study
 def test_epochs_end_as_the_runs_say(folder):
-    last = {key: row["val_acc"] for key, row in zip(keys("epochs", folder), rows("epochs", folder))}
-    assert last == {key: row["val_acc"] for key, row in zip(keys("runs", folder), rows("runs", folder))}
+    assert accuracies("epochs", folder) == accuracies("runs", folder)
 
 
 @of_each_study
@@ -52,7 +57,8 @@ def test_a_run_with_patch_dropout_has_two_parts():
     (early, half), (late, whole) = study.parts_of(recipes["half of the patches"])
     assert (early, late) == (0.75, 0.25)
     assert json.loads(half)["patch_dropout"] == 0.5 and "patch_dropout" not in json.loads(whole)
-    assert study.parts_of(recipes["Muon"]) == study.parts_of(recipes["higher rate"]) == [(1.0, whole)]
+    for name in ("Muon", "higher rate"):
+        assert study.parts_of(recipes[name]) == [(1.0, whole)]
     for options in recipes.values():
         assert sum(share for share, _ in study.parts_of(options)) == pytest.approx(1)
 
@@ -68,13 +74,19 @@ def test_a_study_of_ones_own_begins_with_costs(tmp_path):
     assert study.result("runs", bf16=True, folder=tmp_path) == tmp_path / "study_bf16_runs.csv"
 
 
-@pytest.mark.parametrize(
-    "options, says",
-    [("--share 2/2", "counts from 0"), ("--share 1", "write i/n"), ("--steps Muon --processes 3", "shared evenly"), ("--steps 64x2", "--costs --steps '64x2'")],
-)
-def test_options_that_cannot_work_are_refused_before_the_work(options, says, tmp_path, monkeypatch, capsys):
-    (tmp_path / "study_costs.csv").write_text("step,batch_size,ms,ms_median,machine\nMuon,128,100,0,none\n")
-    monkeypatch.setattr(sys, "argv", ["study.py", "--data", "nowhere", "--results", str(tmp_path), *options.split()])
+COSTS = "step,batch_size,ms,ms_median,machine\n"
+
+
+@pytest.mark.parametrize("options, says", [
+    ("--share 2/2", "counts from 0"), ("--share 1", "write i/n"),
+    ("--steps Muon --processes 3", "shared evenly"),
+    ("--steps 64x2", "--costs --steps '64x2'"),
+])
+def test_options_that_cannot_work_are_refused_before_the_work(
+        options, says, tmp_path, monkeypatch, capsys):
+    (tmp_path / "study_costs.csv").write_text(COSTS + "Muon,128,100,0,none\n")
+    command = ["study.py", "--data", "nowhere", "--results", str(tmp_path), *options.split()]
+    monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit):
         study.main()
     assert says in capsys.readouterr().err
@@ -82,24 +94,29 @@ def test_options_that_cannot_work_are_refused_before_the_work(options, says, tmp
 
 def test_the_loss_of_a_cut_off_epoch_goes_to_the_end_of_the_run():
     class Trainer:
-        current_epoch, world_size, callback_metrics = 0, 1, {name: torch.tensor(0.5) for name in ("train_loss", "val_loss", "val_acc")}
+        current_epoch, world_size = 0, 1
+        callback_metrics = {
+            name: torch.tensor(0.5) for name in ("train_loss", "val_loss", "val_acc")}
 
     trainer, clock = Trainer(), study.Clock({})
     clock.on_validation_end(trainer, None)
     clock.on_train_epoch_end(trainer, None)
     trainer.current_epoch, trainer.callback_metrics = 1, {"train_loss": torch.tensor(0.25)}
     clock.on_train_epoch_end(trainer, None)  # stopped before the next validation
-    assert [row["train_loss"] for row in clock.rows] == [0.5] and clock.cut_off == {"train_loss": 0.25}
+    assert [row["train_loss"] for row in clock.rows] == [0.5]
+    assert clock.cut_off == {"train_loss": 0.25}
 
 
 def test_a_run_that_stands_there_is_not_made_again(tmp_path):
-    path, row = tmp_path / "study_runs.csv", dict.fromkeys(study.RUN_COLUMNS, 1) | {"step": "Muon", "minutes": "0.5"}
+    path = tmp_path / "study_runs.csv"
+    row = dict.fromkeys(study.RUN_COLUMNS, 1) | {"step": "Muon", "minutes": "0.5"}
     assert not study.done(path, ("Muon", 0.5, 1))
     for seed in (1, 2):
         study.append(path, study.RUN_COLUMNS, [row | {"seed": seed}])
     assert path.read_text().count("optimizer_steps") == 1  # one head
     assert study.done(path, ("Muon", 0.5, 2))
-    assert not any(study.done(path, key) for key in (("Muon", 0.5, 3), ("Muon", 5.0, 1), ("EMA", 0.5, 1)))
+    others = (("Muon", 0.5, 3), ("Muon", 5.0, 1), ("EMA", 0.5, 1))
+    assert not any(study.done(path, key) for key in others)
 
 
 @pytest.fixture
@@ -108,15 +125,19 @@ def images(tmp_path) -> Path:
     generator = torch.Generator().manual_seed(0)
     for split, n in (("train", 40), ("test", 4)):
         for name in ("cats", "dogs"):
-            (tmp_path / "images" / split / name).mkdir(parents=True)
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
             for i in range(n):
                 pixels = torch.randint(256, (32, 32, 3), generator=generator, dtype=torch.uint8)
-                Image.fromarray(pixels.numpy()).save(tmp_path / "images" / split / name / f"{i}.png")
+                Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
     return tmp_path / "images"
 
 
 def test_a_kept_run_goes_on_to_the_same_weights(images, tmp_path, monkeypatch):
-    options = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "dropout": 0.1, "lr": 1e-3, "batch_size": 24, "augment": "flip_shift"}
+    options = {
+        "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "dropout": 0.1,
+        "lr": 1e-3, "batch_size": 24, "augment": "flip_shift",
+    }
     source, old = study.open_data(str(images)), study.Clock.on_train_epoch_start
     straight = study.train(options, 0, 6, source)[0].state_dict()
 
@@ -139,9 +160,10 @@ def test_two_processes_share_a_run(images, tmp_path):
     ours = tmp_path / "ours"
     ours.mkdir()
     ms = 1000 * 120 * 0.1 / 3  # a tenth of a minute buys three steps
-    (ours / "study_costs.csv").write_text(f"step,batch_size,ms,ms_median,machine\nhalf of the patches,128,{ms},0,none\n")
-    command = [sys.executable, study.__file__, "--data", str(images), "--results", str(ours), "--minutes", "0.1", "--seeds", "0"]
-    command += ["--steps", "half of the patches", "--processes", "2", "--keep", str(tmp_path / "kept")]
+    (ours / "study_costs.csv").write_text(f"{COSTS}half of the patches,128,{ms},0,none\n")
+    command = [sys.executable, study.__file__, "--data", str(images), "--results", str(ours),
+               "--minutes", "0.1", "--seeds", "0", "--steps", "half of the patches",
+               "--processes", "2", "--keep", str(tmp_path / "kept")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr
     with (ours / "study_runs.csv").open(newline="") as file:

@@ -27,10 +27,13 @@ def test_the_matrix_holds_the_ends_of_the_ranges():
 
 def test_the_site_is_published_from_the_branch_of_the_settings():
     site = yaml.safe_load((ROOT / ".github/workflows/site.yml").read_text(encoding="utf-8"))
-    assert site[True]["push"]["branches"] == [settings()["branch"]]  # YAML reads the word `on` as true
-    upload = next(s for s in site["jobs"]["build"]["steps"] if "upload-pages-artifact" in s.get("uses", ""))
+    # YAML reads the word `on` as true
+    assert site[True]["push"]["branches"] == [settings()["branch"]]
+    steps = site["jobs"]["build"]["steps"]
+    upload = next(s for s in steps if "upload-pages-artifact" in s.get("uses", ""))
     assert upload["with"]["path"] == settings()["doc_path"]
 
 
 def test_the_container_is_json():
-    assert json.loads((ROOT / ".devcontainer/devcontainer.json").read_text(encoding="utf-8"))["name"] == settings()["title"]
+    container = (ROOT / ".devcontainer/devcontainer.json").read_text(encoding="utf-8")
+    assert json.loads(container)["name"] == settings()["title"]

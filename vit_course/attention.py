@@ -21,7 +21,7 @@ def score_spread(
     q: Tensor,  # (..., N, d) queries
     k: Tensor,  # (..., M, d) keys
     scale: float,  # what the scores are multiplied by, such as 1 / sqrt(d)
-) -> tuple[float, float]:  # standard deviation of all scaled scores, mean over queries of the largest weight
+) -> tuple[float, float]:  # deviation of all scaled scores, mean over queries of the largest weight
     "How widely scaled scores spread, and how choosy softmax gets (Vaswani et al. 2017, §3.2.1)."
     # 1. Every query with every key, times the scale: (..., N, M)
     scores = q @ k.transpose(-2, -1) * scale
@@ -46,7 +46,8 @@ def _apply_mask(scores, mask):
     if mask.dtype == torch.bool:
         return scores.masked_fill(~mask, float("-inf"))
     if not mask.is_floating_point():
-        raise ValueError(f"mask of dtype {mask.dtype}: use booleans (True: may attend), or floats to be added")
+        raise ValueError(f"mask of dtype {mask.dtype}: "
+                         "use booleans (True: may attend), or floats to be added")
     return scores + mask
 
 # %% ../nbs/03_attention.ipynb #7143139d
@@ -86,7 +87,7 @@ class ScaledDotProductAttention(nn.Module):
         super().__init__()
         self.dropout = dropout
 
-    def forward(self, q, k, v, mask=None):  # (..., N, d), (..., M, d), (..., M, e) -> output, weights
+    def forward(self, q, k, v, mask=None):  # (..., N, d), (..., M, d), (..., M, e) -> out, weights
         # 1. Dropout in training alone
         return scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0)
 
@@ -114,7 +115,8 @@ class AttentionHead(nn.Module):
 def _head_width(dim, num_heads):
     "Width of one head; both sizes checked."
     if num_heads < 1 or dim % num_heads:
-        raise ValueError(f"dim={dim} is not divisible by num_heads={num_heads}: heads share the width evenly")
+        raise ValueError(f"dim={dim} is not divisible by num_heads={num_heads}: "
+                         "heads share the width evenly")
     return dim // num_heads
 
 # %% ../nbs/03_attention.ipynb #a2657504
@@ -156,7 +158,7 @@ def merge_heads(
 
 # %% ../nbs/03_attention.ipynb #bd2a7b40
 class HeadwiseLinear(nn.Module):
-    "A linear layer that keeps heads as an axis, as the official JAX weights do (Dosovitskiy et al. 2021)."
+    "A linear layer that keeps heads as an axis, as the JAX weights do (Dosovitskiy et al. 2021)."
 
     def __init__(
         self,
@@ -233,7 +235,7 @@ def fuse_qkv(
 # %% ../nbs/03_attention.ipynb #c2e86a10
 def cpu_has_bf16() -> bool:
     "Whether this processor multiplies matrices of bfloat16 natively, as far as PyTorch says."
-    features = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch 2.6 and later have them
+    features = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # since torch 2.6
     return any(getattr(torch.cpu, name, bool)() for name in features)
 
 # %% ../nbs/03_attention.ipynb #8d66ed15
@@ -281,7 +283,8 @@ def _run(layer, q, k, v, mask, need_weights):
 def _fits(x, dim):
     "The input itself, if it is a batch of tokens of the layer's width."
     if x.ndim != 3 or x.shape[-1] != dim:
-        raise ValueError(f"x of shape {tuple(x.shape)} does not fit: this layer takes (B, N, {dim})")
+        raise ValueError(f"x of shape {tuple(x.shape)} does not fit: "
+                         f"this layer takes (B, N, {dim})")
     return x
 
 # %% ../nbs/03_attention.ipynb #57a16549
@@ -304,7 +307,7 @@ class MultiHeadAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_dropout = nn.Dropout(proj_dropout)
 
-    def forward(self, x, mask=None, need_weights=False):  # (B, N, D), mask broadcasts to (B, h, N, N)
+    def forward(self, x, mask=None, need_weights=False):  # (B, N, D), mask expands to (B, h, N, N)
         # 1. One wide layer, cut up for all heads: (B, h, N, d) each
         q, k, v = _split(self.qkv(_fits(x, self.proj.in_features)), self.num_heads)
         # 2. The formula by the chosen path, with dropout in training alone

@@ -8,6 +8,7 @@ __all__ = ['SIGNED', 'UNSIGNED', 'POLICIES', 'random_boxes', 'crop_resize', 'as_
 
 # %% ../nbs/toolbox/augment.ipynb #ce621ed4
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,8 @@ def random_boxes(
     boxes = torch.cat([h.gather(1, first), w.gather(1, first)], dim=1)
     spare = torch.tensor([height, width]) - boxes
     corners = (torch.rand(n, 2) * (spare + 1)).floor()
-    return torch.where(fits.any(dim=1, keepdim=True), torch.cat([corners, boxes], dim=1), _centred(ratio, height, width))
+    drawn = torch.cat([corners, boxes], dim=1)
+    return torch.where(fits.any(dim=1, keepdim=True), drawn, _centred(ratio, height, width))
 
 # %% ../nbs/toolbox/augment.ipynb #f1ffbc4f
 def _centred(ratio: tuple[float, float], height: int, width: int) -> Tensor:
@@ -83,7 +85,7 @@ class ToFloats(nn.Module):
 
 # %% ../nbs/toolbox/augment.ipynb #c2beed34
 class FlipCrop(nn.Module):
-    "For each image a random mirror image and resized crop, as `RandomHorizontalFlip` and `RandomResizedCrop`."
+    "A random mirror image and crop of each image: `RandomHorizontalFlip`, `RandomResizedCrop`."
 
     def __init__(
         self,
@@ -100,13 +102,13 @@ class FlipCrop(nn.Module):
 
 # %% ../nbs/toolbox/augment.ipynb #7fb07781
 class FlipShift(nn.Module):
-    "For each image a random mirror image and shift, as `RandomHorizontalFlip` and `RandomCrop(size, padding)`."
+    "A random mirror image and shift of each image: `RandomHorizontalFlip`, `RandomCrop`."
 
     def __init__(
         self,
         flip: float = 0.5,  # chance of a mirror image
         padding: int = 4,  # largest shift, in pixels
-        mode: str = "reflect",  # what fills the margin: "reflect", "replicate" or "constant" (black)
+        mode: str = "reflect",  # fills the margin: "reflect", "replicate" or "constant" (black)
     ):
         super().__init__()
         self.flip, self.padding, self.mode = flip, padding, mode
@@ -132,13 +134,13 @@ def shift(
     columns = torch.arange(width).expand(len(images), -1)
     columns = left[:, None] + torch.where(mirror[:, None], columns.flip(1), columns)
     rows = top[:, None] + torch.arange(height)
-    at = (rows * padded.shape[-1])[:, :, None] + columns[:, None]  # (B, H, W), places in a flat channel
+    at = (rows * padded.shape[-1])[:, :, None] + columns[:, None]  # (B, H, W), in a flat channel
     at = at.flatten(1)[:, None].expand(-1, images.shape[1], -1).to(images.device)
     return padded.flatten(2).gather(2, at).view_as(images)
 
 # %% ../nbs/toolbox/augment.ipynb #2d16f6ac
 class RandomErasing(nn.Module):
-    "For each image, with chance `p`, a random box is painted over, as torchvision's `RandomErasing`."
+    "With chance `p`, a random box of each image is painted over, as torchvision's `RandomErasing`."
 
     def __init__(
         self,
@@ -154,8 +156,11 @@ class RandomErasing(nn.Module):
         inside = erasing_masks(len(images), self.scale, self.ratio, *images.shape[-2:])
         inside &= (torch.rand(len(images)) < self.p)[:, None, None]
         value = torch.tensor(self.value).to(images).view(-1, 1, 1)
-        if len(value) not in (1, images.shape[1]):
-            raise ValueError(f"value={self.value} must be one number, or one for each of {images.shape[1]} channels")
+        channels = images.shape[1]
+        if len(value) not in (1, channels):
+            raise ValueError(
+                f"value={self.value} must be one number, or one for each of {channels} channels"
+            )
         return torch.where(inside[:, None].to(images.device), value, images)
 
 # %% ../nbs/toolbox/augment.ipynb #8a1cef42
@@ -174,14 +179,18 @@ def erasing_masks(
     fits = (h < height) & (w < width)
     first = fits.int().argmax(dim=1, keepdim=True)
     h, w = h.gather(1, first), w.gather(1, first)
-    top, left = (torch.rand(n, 1) * (height - h + 1)).floor(), (torch.rand(n, 1) * (width - w + 1)).floor()
+    top = (torch.rand(n, 1) * (height - h + 1)).floor()
+    left = (torch.rand(n, 1) * (width - w + 1)).floor()
     rows, columns = torch.arange(height), torch.arange(width)
     in_rows, in_columns = (rows >= top) & (rows < top + h), (columns >= left) & (columns < left + w)
     return in_rows[:, :, None] & in_columns[:, None] & fits.any(dim=1)[:, None, None]
 
 # %% ../nbs/toolbox/augment.ipynb #2466de40
-def _affine(images: Tensor, angle: float = 0.0, move=(0, 0), shear=(0.0, 0.0), center=None) -> Tensor:
-    return TF.affine(images, angle=angle, translate=list(move), scale=1.0, shear=list(shear), center=center)
+def _affine(
+    images: Tensor, angle: float = 0.0, move=(0, 0), shear=(0.0, 0.0), center=None
+) -> Tensor:
+    move, shear = list(move), list(shear)
+    return TF.affine(images, angle=angle, translate=move, scale=1.0, shear=shear, center=center)
 
 
 def _shear(amount: float) -> float:
@@ -189,7 +198,8 @@ def _shear(amount: float) -> float:
 
 # %% ../nbs/toolbox/augment.ipynb #434c8349
 _CORNER = [0, 0]
-SIGNED = {  # operations with a strength that may be turned round: name -> function of images and strength
+# operations with a strength that may be turned round: name -> function of images and strength
+SIGNED = {
     "ShearX": lambda x, m: _affine(x, shear=(_shear(m), 0.0), center=_CORNER),
     "ShearY": lambda x, m: _affine(x, shear=(0.0, _shear(m)), center=_CORNER),
     "TranslateX": lambda x, m: _affine(x, move=(int(m), 0)),
@@ -210,16 +220,25 @@ UNSIGNED = {
 
 # %% ../nbs/toolbox/augment.ipynb #f4f555bd
 def _strengths(magnitude: int, bins: int) -> dict[str, float]:
-    "Each operation's strength, `magnitude` steps of the way from nothing to its largest (Cubuk et al. 2019, table 6)."
+    "Strengths, `magnitude` steps from nothing to the largest (Cubuk et al. 2019, table 6)."
     largest = {"ShearX": 0.3, "ShearY": 0.3, "Rotate": 30.0}
     at = lambda top: torch.linspace(0.0, top, bins)[magnitude].item()
     scaled = {name: at(largest.get(name, 0.9)) for name in SIGNED}
     scaled |= dict.fromkeys(("TranslateX", "TranslateY"), math.nan)  # depends on the image's size
-    return scaled | dict.fromkeys(UNSIGNED, 0.0) | {"Posterize": round(8 - at(4.0)), "Solarize": 255 * (1 - at(1.0))}
+    own = {"Posterize": round(8 - at(4.0)), "Solarize": 255 * (1 - at(1.0))}
+    return scaled | dict.fromkeys(UNSIGNED, 0.0) | own
+
+
+def _check_magnitude(magnitude: int, bins: int) -> None:
+    "Raise `ValueError` where there is no such strength."
+    if not 0 <= magnitude < bins:
+        raise ValueError(
+            f"magnitude={magnitude} must lie in 0..{bins - 1} (num_magnitude_bins - 1)"
+        )
 
 # %% ../nbs/toolbox/augment.ipynb #4199cb4f
 class RandAugment(nn.Module):
-    "For each image `num_ops` operations drawn from fourteen, at one strength (Cubuk et al. 2020), as torchvision's."
+    "`num_ops` of 14 operations on each image, at one strength, as torchvision (Cubuk et al. 2020)."
 
     def __init__(
         self,
@@ -228,49 +247,66 @@ class RandAugment(nn.Module):
         num_magnitude_bins: int = 31,  # number of strengths
     ):
         super().__init__()
-        if not 0 <= magnitude < num_magnitude_bins:
-            raise ValueError(f"magnitude={magnitude} must lie in 0..{num_magnitude_bins - 1} (num_magnitude_bins - 1)")
+        _check_magnitude(magnitude, num_magnitude_bins)
         self.num_ops, self.magnitude, self.bins = num_ops, magnitude, num_magnitude_bins
         self.strength = _strengths(magnitude, num_magnitude_bins)
 
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W), bytes or floats -> the same
         work = images.clone() if images.dtype == torch.uint8 else (255 * images).round().byte()
         for _ in range(self.num_ops):
-            ops, back = torch.randint(0, len(SIGNED) + len(UNSIGNED), (len(work),)), torch.rand(len(work)) < 0.5
-            for i, name in enumerate(SIGNED | UNSIGNED):
-                for sign in (1, -1):
-                    self.apply_group(work, ((ops == i) & (back == (sign < 0))).nonzero().flatten(), name, sign)
+            for group, name, sign in _drawn_groups(len(work)):
+                self.apply_group(work, group, name, sign)
         return work if images.dtype == torch.uint8 else work.to(images) / 255
 
     def apply_group(self, images: Tensor, group: Tensor, name: str, sign: int):
         "One operation for the images whose numbers are in `group`, in place."
         if len(group) and name != "Identity":
             group = group.to(images.device)
-            run, strength = SIGNED.get(name) or UNSIGNED[name], self.strength[name]
-            if name.startswith("Translate"):  # pixels
-                side = images.shape[-1 if name == "TranslateX" else -2]
-                strength = torch.linspace(0.0, 150 / 331 * side, self.bins)[self.magnitude].item()
+            run, strength = SIGNED.get(name) or UNSIGNED[name], _strength_of(self, name, images)
             images[group] = run(images[group], strength * (sign if name in SIGNED else 1))
+
+# %% ../nbs/toolbox/augment.ipynb #a7acafda
+def _drawn_groups(n: int) -> Iterator[tuple[Tensor, str, int]]:
+    "An operation and a sign drawn for each of n images: those that are alike, with both."
+    ops = torch.randint(0, len(SIGNED) + len(UNSIGNED), (n,))
+    back = torch.rand(n) < 0.5
+    for i, name in enumerate(SIGNED | UNSIGNED):
+        for sign in (1, -1):
+            yield ((ops == i) & (back == (sign < 0))).nonzero().flatten(), name, sign
+
+
+def _strength_of(layer: RandAugment, name: str, images: Tensor) -> float:
+    "An operation's strength; of a shift, in pixels, a share of the images' side."
+    if not name.startswith("Translate"):
+        return layer.strength[name]
+    side = images.shape[-1 if name == "TranslateX" else -2]
+    return torch.linspace(0.0, 150 / 331 * side, layer.bins)[layer.magnitude].item()
 
 # %% ../nbs/toolbox/augment.ipynb #445e7755
 POLICIES = {
     "none": lambda: nn.Identity(),
     "flip_crop": lambda: FlipCrop(),  # the assignment's
     "flip_shift": lambda: FlipShift(),  # He et al. 2016
-    "flip_shift_erase": lambda: nn.Sequential(FlipShift(), ToFloats(), RandomErasing(p=0.5, value=0.5)),  # grey boxes
-    "rand_augment": lambda: nn.Sequential(FlipShift(), RandAugment(2, 9), ToFloats(), RandomErasing(p=0.25, value=0.5)),
+    "flip_shift_erase": lambda: nn.Sequential(  # grey boxes
+        FlipShift(), ToFloats(), RandomErasing(p=0.5, value=0.5)
+    ),
+    "rand_augment": lambda: nn.Sequential(
+        FlipShift(), RandAugment(2, 9), ToFloats(), RandomErasing(p=0.25, value=0.5)
+    ),
 }
 
-
+# %% ../nbs/toolbox/augment.ipynb #868215cc
 def make_augmentation(
-    policy: bool | str | nn.Module,  # a name in `POLICIES`, True for "flip_crop", False for "none", or a layer
+    policy: bool | str | nn.Module,  # of `POLICIES`; True: "flip_crop", False: "none"; or a layer
 ) -> nn.Module:  # (B, C, H, W), bytes or floats -> the same shape
     "The layer that augments a batch."
     if isinstance(policy, nn.Module):
         return policy
     name = {True: "flip_crop", False: "none"}.get(policy, policy)
     if name not in POLICIES:
-        raise ValueError(f"augment={policy!r} is not known: use true, false, or one of {list(POLICIES)}")
+        raise ValueError(
+            f"augment={policy!r} is not known: use true, false, or one of {list(POLICIES)}"
+        )
     return POLICIES[name]()
 
 # %% ../nbs/toolbox/augment.ipynb #7e5ccb5b
@@ -278,10 +314,11 @@ def make_mixing(
     num_classes: int,  # K
     mixup: float = 0.0,  # alpha of the beta distribution; 0: off
     cutmix: float = 0.0,  # the same
-) -> nn.Module | None:  # takes (B, C, H, W) floats and (B,) labels, gives mixed images and (B, K) shares; None: nothing to do
+) -> nn.Module | None:  # floats (B, C, H, W), labels (B,) -> mixed, shares (B, K); None: both off
     "torchvision's mixup, cutmix, or one of them at random for each batch."
     for name, alpha in {"mixup": mixup, "cutmix": cutmix}.items():
         if alpha < 0:
             raise ValueError(f"{name}={alpha} must be 0 (off) or more; 0.2 to 1 are usual")
-    layers = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha]
+    kinds = ((v2.MixUp, mixup), (v2.CutMix, cutmix))
+    layers = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds if alpha]
     return v2.RandomChoice(layers) if len(layers) == 2 else layers[0] if layers else None

@@ -48,14 +48,28 @@ def resolve_recipes(
     "`--config quickstart` means the shipped recipe, unless there is a file of that name."
     found = []
     for before, arg in zip([None, *args], args):
-        flag, is_pair, value = arg.partition("=")
-        name = value if is_pair and flag in ("--config", "-c") else arg if before in ("--config", "-c") else None
+        name = _named_settings(before, arg)
         if name is not None and not Path(name).is_file():
-            if name not in recipes():
-                raise SystemExit(f"vit-course: no file and no recipe {name!r}; recipes: {', '.join(recipes())}")
-            arg = arg.removesuffix(name) + str(recipes()[name])
+            arg = arg.removesuffix(name) + str(_recipe(name))
         found.append(arg)
     return found
+
+# %% ../nbs/toolbox/cli.ipynb #01ff516b
+def _named_settings(before: str | None, arg: str) -> str | None:
+    "The file or recipe that an argument names: --config=NAME, or NAME where --config is before."
+    flag, is_pair, value = arg.partition("=")
+    if is_pair and flag in ("--config", "-c"):
+        return value
+    return arg if before in ("--config", "-c") else None
+
+
+def _recipe(name: str) -> Path:
+    "A recipe's file, or an error that says which ones there are."
+    if name not in recipes():
+        raise SystemExit(
+            f"vit-course: no file and no recipe {name!r}; recipes: {', '.join(recipes())}"
+        )
+    return recipes()[name]
 
 # %% ../nbs/toolbox/cli.ipynb #c995f13b
 def best_precision(
@@ -65,7 +79,8 @@ def best_precision(
 ) -> str:  # "bf16-mixed" or "32-true"
     "The faster of Lightning's two safe formats here; measured on a CPU in a few milliseconds."
     if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+        supported = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16-mixed" if supported else "32-true"
     if torch.backends.mps.is_available() and accelerator in ("auto", "gpu", "mps"):
         return "32-true"
     if any(int(os.environ.get(name) or 1) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS")):
@@ -87,27 +102,34 @@ class SafeCLI(LightningCLI):
     "Lightning's command line, more careful with checkpoints."
 
     @staticmethod
-    def subcommands():  # no predict: it would throw its answers away; `evaluate` and `rollout` are there for them
-        return {name: taken for name, taken in LightningCLI.subcommands().items() if name != "predict"}
+    def subcommands():
+        # no predict: it would throw its answers away; `evaluate` and `rollout` are there for them
+        known = LightningCLI.subcommands()
+        return {name: taken for name, taken in known.items() if name != "predict"}
 
     def _parse_ckpt_path(self):
-        # Lightning lets the checkpoint's options replace those that were asked for, without a word; here the
-        # command says what is built, and a checkpoint that does not fit is an error
+        # Lightning lets the checkpoint's options replace those that were asked for, without a word;
+        # here the command says what is built, and a checkpoint that does not fit is an error
         pass
 
     def instantiate_trainer(self, **options):
         settings = self.config[self.subcommand] if self.subcommand else self.config
-        unwanted = ()
-        if settings.trainer.max_time is not None:  # Lightning sets its own clock then, unless there is one already
-            unwanted += (Timer,)
-        if settings.trainer.enable_checkpointing is False:
-            unwanted += (ModelCheckpoint,)
-        standing = [c for c in self.trainer_defaults.get("callbacks", []) if not isinstance(c, unwanted)]
+        standing = _still_wanted(self.trainer_defaults.get("callbacks", []), settings.trainer)
         self.trainer_defaults = self.trainer_defaults | {"callbacks": standing}
         trainer = super().instantiate_trainer(**options)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not the user's own
             trainer.strategy.checkpoint_io = SafeCheckpointIO()
         return trainer
+
+# %% ../nbs/toolbox/cli.ipynb #012be231
+def _still_wanted(callbacks: list[Callback], settings: Namespace) -> list[Callback]:
+    "Those that the trainer's settings neither forbid nor bring themselves."
+    unwanted = ()
+    if settings.max_time is not None:
+        unwanted += (Timer,)  # Lightning sets its own clock then, unless there is one already
+    if settings.enable_checkpointing is False:
+        unwanted += (ModelCheckpoint,)
+    return [c for c in callbacks if not isinstance(c, unwanted)]
 
 # %% ../nbs/toolbox/cli.ipynb #49c53265
 LINKED = ("num_classes", "in_chans", "img_size", "mean", "std", "classes")
@@ -119,26 +141,35 @@ class CourseCLI(SafeCLI):
     def add_arguments_to_parser(self, parser):
         where = "folder for this run's files (default: runs/<recipe>); gets a number if it is taken"
         parser.add_argument("--run_dir", type=str | None, default=None, help=where)
-        parser.add_argument("--report", type=bool, default=True, help="after fit: test, and draw pictures")
+        after = "after fit: test, and draw pictures"
+        parser.add_argument("--report", type=bool, default=True, help=after)
         for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
     def before_instantiate_classes(self):
         config = self.config[self.subcommand]
-        if config.get("weights_only", True) is None:
-            config.weights_only = True  # a checkpoint is never unpickled
-        if config.trainer.precision is None:
-            choose = functools.partial(best_precision, accelerator=str(config.trainer.accelerator))
-            config.trainer.precision = chosen_once("VIT_COURSE_PRECISION", choose)
+        _fill_in(config)
         leave_alone(config)
         if self.subcommand == "fit":
             use_run_folder(config)
         elif not config.ckpt_path:
-            raise ValueError("give --ckpt_path FILE, a checkpoint: without it, an untrained model would be judged")
+            raise ValueError(
+                "give --ckpt_path FILE, a checkpoint: "
+                "without it, an untrained model would be judged"
+            )
 
     def after_fit(self):
         if self.config.fit.report and not self.trainer.fast_dev_run:
             finish_run(self)
+
+# %% ../nbs/toolbox/cli.ipynb #12d045ef
+def _fill_in(config: Namespace) -> None:
+    "What is not asked for: no unpickling, and the faster number format."
+    if config.get("weights_only", True) is None:
+        config.weights_only = True  # a checkpoint is never unpickled
+    if config.trainer.precision is None:
+        choose = functools.partial(best_precision, accelerator=str(config.trainer.accelerator))
+        config.trainer.precision = chosen_once("VIT_COURSE_PRECISION", choose)
 
 # %% ../nbs/toolbox/cli.ipynb #af416aef
 def claim_folder(wanted: str | Path) -> Path:  # wanted, or wanted-2, wanted-3, ...
@@ -163,7 +194,7 @@ def give_back(folder: str | Path) -> None:
 
 # %% ../nbs/toolbox/cli.ipynb #a855e2dd
 def leave_alone(config: Namespace) -> None:
-    "Take out of the settings what an earlier run of the course put there to write into its own folder."
+    "Take out of the settings what an earlier run put there to write into its own folder."
     if config.run_dir and config.trainer.get("default_root_dir") == config.run_dir:
         config.trainer.default_root_dir = None
     asked = config.trainer.logger
@@ -175,25 +206,32 @@ def leave_alone(config: Namespace) -> None:
 def _is_own_log(logger: Namespace) -> bool:
     "Whether this is the log that each run has, whosever folder it is for."
     options = logger.get("init_args") or {}
-    return logger.class_path.endswith("CSVLogger") and options.get("version") == options.get("name") == ""
+    is_csv = logger.class_path.endswith("CSVLogger")
+    return is_csv and options.get("version") == options.get("name") == ""
 
-
+# %% ../nbs/toolbox/cli.ipynb #83b09928
 def use_run_folder(config: Namespace) -> None:
     "Send the log, the checkpoints and Lightning's own files to a folder of this run."
     recipe = Path(str(config.config[0])).stem if config.get("config") else "run"
-    folder = chosen_once("VIT_COURSE_RUN_DIR", lambda: str(claim_folder(config.run_dir or f"runs/{recipe}")))
+    wanted = config.run_dir or f"runs/{recipe}"
+    folder = chosen_once("VIT_COURSE_RUN_DIR", lambda: str(claim_folder(wanted)))
     config.run_dir = config.trainer.default_root_dir = folder
-    own = Namespace(
-        class_path="pytorch_lightning.loggers.CSVLogger",
-        init_args=Namespace(save_dir=folder, name="", version="", prefix="", flush_logs_every_n_steps=100),
-    )
     asked = config.trainer.logger
     if asked is not False:
-        config.trainer.logger = [own, *(asked if isinstance(asked, list) else [])]
+        others = asked if isinstance(asked, list) else []
+        config.trainer.logger = [_own_log(folder), *others]
+
+
+def _own_log(folder: str) -> Namespace:
+    "The log that each run has, as `_is_own_log` knows it again."
+    options = Namespace(
+        save_dir=folder, name="", version="", prefix="", flush_logs_every_n_steps=100
+    )
+    return Namespace(class_path="pytorch_lightning.loggers.CSVLogger", init_args=options)
 
 # %% ../nbs/toolbox/cli.ipynb #0c3a5b1d
 class LastCheckpoint(ModelCheckpoint):
-    "Keeps the last whole epoch; a class of its own, to be found among callbacks that the user adds."
+    "Keeps the last whole epoch; a class of its own, to be found among callbacks the user adds."
 
 
 def last_checkpoint(trainer) -> str:
@@ -209,8 +247,11 @@ class ResumeHint(Callback):
             return
         last = last_checkpoint(trainer)
         if last:
-            print(f"\nStopped in epoch {trainer.current_epoch}. Go on from the last whole epoch with the same command and"
-                  f"\n    --ckpt_path {last}")
+            print(
+                f"\nStopped in epoch {trainer.current_epoch}. "
+                "Go on from the last whole epoch with the same command and"
+                f"\n    --ckpt_path {last}"
+            )
         else:
             print("\nStopped before the first checkpoint.")
 
@@ -227,11 +268,13 @@ class SafeCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:
-            raise OSError(f"could not save the checkpoint {path} (is the disk full?): {error}") from error
+            raise OSError(
+                f"could not save the checkpoint {path} (is the disk full?): {error}"
+            ) from error
 
 # %% ../nbs/toolbox/cli.ipynb #dd9f3b68
 class BestCheckpoint(ModelCheckpoint):
-    "Keeps the best epoch, also over a stop: a resumed run has a folder of its own, where Lightning would begin anew."
+    "Keeps the best epoch also in a resumed run's own folder, where Lightning would begin anew."
 
     def load_state_dict(self, state_dict):
         super().load_state_dict(state_dict)
@@ -254,6 +297,19 @@ def standing_callbacks() -> list[Callback]:
     last = LastCheckpoint(filename="last", enable_version_counter=False)
     return [EpochSeed(), best, last, Timer(), ResumeHint()]
 
+# %% ../nbs/toolbox/cli.ipynb #0fa2f0a9
+# images in memory need no loading processes; Lightning against newer torch; a resumed run has its
+# own folder (whose log directory is taken, and so not empty, before the log is opened)
+_NOISE = (".*does not have many workers.*", ".*LeafSpec.*",
+          ".*dirpath has changed.*", ".*Experiment logs directory.*")
+
+
+def _leave_out_noise() -> None:
+    "No warnings and lines that tell a learner nothing."
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_no_advertisement)
+
 
 def _no_advertisement(line: logging.LogRecord) -> bool:
     return "litlogger" not in line.getMessage()
@@ -261,12 +317,9 @@ def _no_advertisement(line: logging.LogRecord) -> bool:
 # %% ../nbs/toolbox/cli.ipynb #7fb300b9
 def run_lightning(args: list[str]) -> CourseCLI:
     "Lightning's sub-commands: fit, validate, test."
-    # images in memory need no loading processes; Lightning against newer torch; a resumed run has its own folder
-    # (whose log directory is taken, and so not empty, before the log is opened)
-    for message in (".*does not have many workers.*", ".*LeafSpec.*", ".*dirpath has changed.*", ".*Experiment logs directory.*"):
-        warnings.filterwarnings("ignore", message)
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_no_advertisement)
-    sys.argv = [sys.argv[0], *resolve_recipes(args)]  # where Lightning, and processes that it starts, read them
+    _leave_out_noise()
+    # where Lightning, and processes that it starts, read them
+    sys.argv = [sys.argv[0], *resolve_recipes(args)]
     defaults = {"callbacks": standing_callbacks()}
     options = {"subclass_mode_data": True, "load_from_checkpoint_support": False}
     try:
@@ -283,22 +336,41 @@ def finish_run(cli: CourseCLI) -> None:
     trainer, data = cli.trainer, cli.datamodule
     if not trainer.is_global_zero:
         return
-    best = next((c.best_model_path for c in trainer.callbacks if isinstance(c, BestCheckpoint)), "") or last_checkpoint(trainer)
+    best = _checkpoint_to_test(trainer)
     if not best:
-        return print("\nThere is no checkpoint to test: no epoch was finished, or checkpoints are off.")
-    seconds = next(c for c in trainer.callbacks if isinstance(c, Timer)).time_elapsed("train")
-    batches = trainer.fit_loop.epoch_loop.batch_progress.total.processed  # with those of a run that this one goes on from
-    epochs = round(batches / trainer.num_training_batches, 2) if batches else 0
-    in_epoch = min(len(data.sets["train"]), trainer.num_training_batches * data.batch_size * trainer.world_size)
-    extra = {
-        "epochs": epochs, "seconds": round(seconds, 1), "images_per_second": round(epochs * in_epoch / max(seconds, 1e-9)),
-        "precision": str(trainer.precision), "threads": torch.get_num_threads(),
-        "processes": trainer.world_size, "checkpoint": Path(best).name,
-    }
+        print("\nThere is no checkpoint to test: no epoch was finished, or checkpoints are off.")
+        return
+    extra = _facts_of_run(trainer, data) | {"checkpoint": Path(best).name}
     folder = Path(trainer.default_root_dir)
     print(f"\nTrained. The best model is {best}; now the test images.")
     metrics = write_report(load_model(best), data, folder, extra)
     print_summary(metrics, folder)
+
+# %% ../nbs/toolbox/cli.ipynb #1ec6e9d3
+def _checkpoint_to_test(trainer) -> str:
+    "The file of the best epoch, or else of the last whole one, or nothing."
+    found = (c.best_model_path for c in trainer.callbacks if isinstance(c, BestCheckpoint))
+    return next(found, "") or last_checkpoint(trainer)
+
+
+def _facts_of_run(trainer, data: ImageData) -> dict:
+    "How long it took, and in which circumstances."
+    return _speed_of_run(trainer, data) | {
+        "precision": str(trainer.precision), "threads": torch.get_num_threads(),
+        "processes": trainer.world_size,
+    }
+
+
+def _speed_of_run(trainer, data: ImageData) -> dict:
+    "Epochs, seconds, and images a second."
+    seconds = next(c for c in trainer.callbacks if isinstance(c, Timer)).time_elapsed("train")
+    # with those of a run that this one goes on from
+    batches = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+    epochs = round(batches / trainer.num_training_batches, 2) if batches else 0
+    batch = data.batch_size * trainer.world_size
+    in_epoch = min(len(data.sets["train"]), trainer.num_training_batches * batch)
+    speed = round(epochs * in_epoch / max(seconds, 1e-9))
+    return {"epochs": epochs, "seconds": round(seconds, 1), "images_per_second": speed}
 
 # %% ../nbs/toolbox/cli.ipynb #a5ae9e5a
 def print_summary(metrics: dict, folder: Path) -> None:
@@ -309,7 +381,8 @@ def print_summary(metrics: dict, folder: Path) -> None:
     print(
         f"\nTest accuracy {metrics['test_accuracy']:.1%} "
         f"(best class: {best} {high:.1%}, worst: {worst} {low:.1%})\n"
-        f"{metrics['parameters']:,} parameters, {metrics['epochs']} epochs in {metrics['seconds']:.0f} s, "
+        f"{metrics['parameters']:,} parameters, "
+        f"{metrics['epochs']} epochs in {metrics['seconds']:.0f} s, "
         f"{metrics['images_per_second']:,} images a second\n"
         f"In {folder}: metrics.json, checkpoints/, and the pictures\n"
         + "\n".join(f"    {file.name}" for file in sorted(folder.glob("*.png")))
@@ -347,7 +420,8 @@ def rollout(
 
     Args:
         model: a .ckpt or .safetensors file, or a shipped model's name, such as fashion
-        images: image files, each after --images+; without any, bundled ones: eight test images for grey models, the photograph for colour
+        images: image files, each after --images+; without any, bundled ones:
+            eight test images for grey models, the photograph for colour
         output: the picture to write; an existing file is not overwritten, the name gets a number
         residual: share of the skip connection, 0 to 1
         head_fusion: mean, max or min over the heads
@@ -356,24 +430,33 @@ def rollout(
     """
     free_file(output, ".png")  # a folder that is not there is said before the work
     lit = load_model(model)
-    pictures, titles = choose_images(lit, images)
-    options = dict(residual=residual, head_fusion=head_fusion, discard_ratio=discard_ratio, start_layer=start_layer)
-    save_rollout(lit, pictures, titles, output, **options)
+    options = dict(residual=residual, head_fusion=head_fusion,
+                   discard_ratio=discard_ratio, start_layer=start_layer)
+    save_rollout(lit, *choose_images(lit, images), output, **options)
 
 # %% ../nbs/toolbox/cli.ipynb #1e8d4215
 def choose_images(lit: LitViT, images: list[str] | None) -> tuple[torch.Tensor, list[str]]:
     "The user's pictures with their names, or bundled ones with their classes."
+    in_chans, img_size = lit.vit.tokenizer.in_chans, lit.vit.tokenizer.img_size
+    if not images:
+        return _bundled_images(in_chans, img_size)
+    paths = [Path(image) for image in images]
+    return read_images(paths, img_size, in_chans), [path.name for path in paths]
+
+# %% ../nbs/toolbox/cli.ipynb #201b6fc0
+def _bundled_images(in_chans: int, img_size: tuple[int, int]) -> tuple[torch.Tensor, list[str]]:
+    "The photograph for colour, eight test images of Fashion-MNIST for grey."
     from torchvision.transforms.functional import to_pil_image
 
     from vit_course.data import load_fashion_mini, load_photo
 
-    in_chans, img_size = lit.vit.tokenizer.in_chans, lit.vit.tokenizer.img_size
-    if images:
-        return read_images([Path(i) for i in images], img_size, in_chans), [Path(i).name for i in images]
     if in_chans == 3:
-        return ResizeAndCut(img_size)(to_pil_image(load_photo()))[None].float() / 255, ["photograph"]
+        photo = ResizeAndCut(img_size)(to_pil_image(load_photo()))
+        return photo[None].float() / 255, ["photograph"]
     if (in_chans, *img_size) != (1, 28, 28):
-        raise ValueError(f"this model takes images of {in_chans} channels and {img_size} pixels: name some files")
+        raise ValueError(
+            f"this model takes images of {in_chans} channels and {img_size} pixels: name some files"
+        )
     mini = load_fashion_mini()
     chosen = [(mini.test_labels == c).nonzero()[0].item() for c in range(8)]
     return mini.test_images[chosen].float() / 255, [mini.classes[c] for c in range(8)]
@@ -389,13 +472,17 @@ def save_rollout(lit: LitViT, pictures, titles: list[str], output: str, **option
         figure.savefig(buffer, format=ending[1:], dpi=130)
         return buffer.getvalue()
 
-    probs = lit(pictures).softmax(-1)
-    names = lit.hparams.classes or list(map(str, range(probs.shape[1])))
-    said = [f"{names[p.argmax()]} {p.max():.0%}" for p in probs]
-    titles = [f"{title}\n→ {answer}" for title, answer in zip(titles, said)]
+    titles = [f"{title}\n→ {said}" for title, said in zip(titles, _answers(lit, pictures))]
     figure = show_rollout(lit, pictures, titles=titles, cols=8, **options)
     kinds = tuple(f".{kind}" for kind in figure.canvas.get_supported_filetypes())
     print(f"wrote {write_free(output, '.png', write, kinds)}")
+
+
+def _answers(lit: LitViT, pictures: torch.Tensor) -> list[str]:
+    "The class that a model sees in each picture, and how probable it finds it."
+    probs = lit(pictures).softmax(-1)
+    names = lit.hparams.classes or list(map(str, range(probs.shape[1])))
+    return [f"{names[p.argmax()]} {p.max():.0%}" for p in probs]
 
 # %% ../nbs/toolbox/cli.ipynb #ca32f572
 HELP = """usage: vit-course {{fit,validate,test}} --config RECIPE [options]
@@ -406,7 +493,8 @@ A RECIPE is the name of a shipped one or a YAML file. Shipped: {recipes}
   vit-course fit --config quickstart --trainer.max_epochs 3 --run_dir runs/short
   vit-course rollout fashion                   where the shipped model looks
 {others}
-validate and test judge a checkpoint: --ckpt_path FILE. Each has --help; fit's lists every option of the trainer, the model and the data."""
+validate and test judge a checkpoint: --ckpt_path FILE. Each has --help; \
+fit's lists every option of the trainer, the model and the data."""
 
 # %% ../nbs/toolbox/cli.ipynb #c30082a1
 def other_commands() -> dict:
@@ -416,28 +504,36 @@ def other_commands() -> dict:
 
 def help_text() -> str:
     "What the command says about itself."
-    lines = [(point.load().__doc__ or name).split("\n")[0] for name, point in sorted(other_commands().items())]
-    return HELP.format(recipes=", ".join(recipes()), others="\n".join(f"  {line}" for line in lines))
+    commands = sorted(other_commands().items())
+    lines = [(point.load().__doc__ or name).split("\n")[0] for name, point in commands]
+    others = "\n".join(f"  {line}" for line in lines)
+    return HELP.format(recipes=", ".join(recipes()), others=others)
 
 # %% ../nbs/toolbox/cli.ipynb #952ab686
 def main(args: list[str] | None = None) -> None:
     "The command `vit-course`."
     args = sys.argv[1:] if args is None else args
-    for stream in (sys.stdout, sys.stderr):  # a pipe on Windows may not know our ✓: it gets a question mark
-        getattr(stream, "reconfigure", lambda **options: None)(errors="replace")
+    _allow_any_letter()
     others = other_commands()
     if not args or args[0] in ("-h", "--help"):
         print(help_text())
     elif args[0] in others:
         with_plain_errors(lambda: others[args[0]].load()(args[1:]))
     elif args[0] == "rollout":
-        with_plain_errors(lambda: auto_cli(rollout, args=args[1:], as_positional=True, prog="vit-course rollout"))
+        options = dict(as_positional=True, prog="vit-course rollout")
+        with_plain_errors(lambda: auto_cli(rollout, args=args[1:], **options))
     else:
         with_plain_errors(lambda: run_lightning(args))
 
+
+def _allow_any_letter() -> None:
+    "A pipe on Windows may not know our ✓: it gets a question mark."
+    for stream in (sys.stdout, sys.stderr):
+        getattr(stream, "reconfigure", lambda **options: None)(errors="replace")
+
 # %% ../nbs/toolbox/cli.ipynb #b133a71b
 def with_plain_errors(work) -> None:
-    "A user's mistake ends in its message, not in a page of traceback (VIT_COURSE_DEBUG=1 shows it)."
+    "A user's mistake ends in its message, not in a page of traceback (but for VIT_COURSE_DEBUG=1)."
     try:
         work()
     except (ValueError, OSError, MisconfigurationException) as error:

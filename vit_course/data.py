@@ -70,20 +70,21 @@ def free_file(
 ) -> Path:  # output, or the same with -2, -3, ... before the ending
     "The first name of a file that is not taken, in a folder that must be there."
     output = Path(output)
+    folder = output.parent
     if not output.absolute().parent.is_dir():
-        raise FileNotFoundError(f"output={output}: there is no folder {output.parent}, make it first")
+        raise FileNotFoundError(f"output={output}: there is no folder {folder}, make it first")
     known = output.suffix in (ending, *others)  # "map.v1" has none
     stem, ending = (output.with_suffix(""), output.suffix) if known else (output, ending)
     return Path(f"{free_name(stem, (ending,))}{ending}")
 
-
+# %% ../nbs/toolbox/data.ipynb #f2706cb6
 def write_free(
     output: str | Path,  # as `free_file`'s
     ending: str,
     make: Callable[[str], bytes],  # what is to be written, for an ending
     others: tuple[str, ...] = (),
 ) -> Path:  # what was written
-    "Write a file under the first free name, also where another command looks for one at the same time."
+    "Write a file under the first free name, also where another command seeks one at that moment."
     content = make(free_file(output, ending, others).suffix)
     while True:
         path = free_file(output, ending, others)
@@ -109,17 +110,21 @@ def load_fashion_mini(
     data_dir: str | Path | None = None,  # a folder with fashion_mini.npz; None: the bundled file
 ) -> FashionMini:
     "10,000 training and 2,000 test images of clothes, ten classes, balanced; read without pickle."
-    path = (files("vit_course") / "data" if data_dir is None else Path(data_dir)) / "fashion_mini.npz"
+    folder = files("vit_course") / "data" if data_dir is None else Path(data_dir)
+    path = folder / "fashion_mini.npz"
     if not path.is_file():
-        raise FileNotFoundError(f"no fashion_mini.npz in data_dir={data_dir}: leave data_dir out for the bundled file")
+        raise FileNotFoundError(
+            f"no fashion_mini.npz in data_dir={data_dir}: leave data_dir out for the bundled file"
+        )
+    splits = ("train", "test")
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        images = [torch.from_numpy(arrays[f"{split}_images"])[:, None] for split in ("train", "test")]
-        labels = [torch.from_numpy(arrays[f"{split}_labels"]).long() for split in ("train", "test")]
+        images = [torch.from_numpy(arrays[f"{split}_images"])[:, None] for split in splits]
+        labels = [torch.from_numpy(arrays[f"{split}_labels"]).long() for split in splits]
         return FashionMini(images[0], labels[0], images[1], labels[1], arrays["classes"].tolist())
 
 # %% ../nbs/toolbox/data.ipynb #0c49fe5b
 def load_photo() -> Tensor:  # (3, 288, 448), float in 0..1
-    "Chelsea the cat, a colour photograph whose sides divide by 16 and 32 (Stefan van der Walt, CC0)."
+    "Chelsea the cat, a colour photo whose sides divide by 16 and 32 (Stefan van der Walt, CC0)."
     with (files("vit_course") / "data" / "chelsea.jpg").open("rb") as file:
         return v2.functional.pil_to_tensor(Image.open(file).convert("RGB")).float() / 255
 
@@ -128,10 +133,12 @@ def channel_stats(
     images: Tensor,  # (B, C, H, W), uint8
 ) -> tuple[list[float], list[float]]:  # mean and deviation of each channel, for values in 0..1
     "Channel means and deviations, without a float copy of all images."
-    count = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.transpose(0, 1)]).double()
+    channels = images.transpose(0, 1)
+    count = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in channels]).double()
     values, share = torch.arange(256) / 255, count / count.sum(dim=1, keepdim=True)
     mean = share @ values.double()
-    return mean.tolist(), (share @ values.double() ** 2 - mean**2).clamp(min=0).sqrt().tolist()  # rounding may go below 0
+    variance = (share @ values.double() ** 2 - mean**2).clamp(min=0)  # rounding may go below 0
+    return mean.tolist(), variance.sqrt().tolist()
 
 # %% ../nbs/toolbox/data.ipynb #34ad662a
 def cache_dir() -> Path:
@@ -149,13 +156,18 @@ def cached(
         return json.loads(path.read_text())
     except (OSError, ValueError):
         result = compute()
+    _keep(result, path)
+    return result
+
+
+def _keep(result, path: Path) -> None:
+    "Write it into a file, for the next time; a warning where that can't be done."
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as part:
             part.write_text(json.dumps(result))
     except OSError as error:
         warnings.warn(f"could not keep the statistics in {path}: {error}")
-    return result
 
 # %% ../nbs/toolbox/data.ipynb #c6ceb7d1
 class ImageArrays(Dataset):
@@ -282,15 +294,21 @@ def make_loader(
     trainer = None if whole else data.trainer
     world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
     images = data.sets[split]
-    workers = 0 if isinstance(images, ImageArrays) else data.num_workers  # memory needs no processes to read it
-    kind = DistributedSampler if shuffle else EachOnce  # in training, processes step together: equal shares
+    # in training, processes step together: equal shares
+    kind = DistributedSampler if shuffle else EachOnce
     sampler = kind(images, world, rank, shuffle=shuffle, seed=data.seed)
-    batch_size = data.batch_size if shuffle else even_batch_size(data.batch_size, len(images), world)
+    size = data.batch_size if shuffle else even_batch_size(data.batch_size, len(images), world)
+    return DataLoader(images, size, sampler=sampler, **_reading_options(images, data))
+
+# %% ../nbs/toolbox/data.ipynb #874ba1b6
+def _reading_options(images: Dataset, data: ImageData) -> dict:
+    "Who reads the images, and how they become a batch: for torch's `DataLoader`."
+    # memory needs no processes to read it
+    workers = 0 if isinstance(images, ImageArrays) else data.num_workers
     collate = getattr(images, "collate", _as_is)
     options = {"num_workers": workers, "persistent_workers": workers > 0, "collate_fn": collate}
-    # each pass draws a number for its workers: from a generator of its own, so that the global one is left alone
-    options["generator"] = torch.Generator().manual_seed(data.seed)
-    return DataLoader(images, batch_size, sampler=sampler, **options)
+    # each pass draws a number for its workers: not from the global generator, which is left alone
+    return options | {"generator": torch.Generator().manual_seed(data.seed)}
 
 # %% ../nbs/toolbox/data.ipynb #5779c27a
 class EachOnce(DistributedSampler):
@@ -311,8 +329,11 @@ def even_batch_size(
     "A batch size with which no process has to wait for a batch that another one does not have."
     smallest, more = divmod(images, processes)
     if not smallest:
-        raise ValueError(f"{images} images can't be shared by {processes} processes: start {images} or fewer")
-    # shares are of two sizes, s and s + 1: the larger one needs a batch more if s is a multiple of the size
+        raise ValueError(
+            f"{images} images can't be shared by {processes} processes: start {images} or fewer"
+        )
+    # shares are of two sizes, s and s + 1:
+    # the larger one needs a batch more if s is a multiple of the size
     while more and smallest % wanted == 0:
         wanted += 1
     return wanted
@@ -327,7 +348,8 @@ def to_floats(data: ImageData, batch: tuple) -> tuple:
     images, *labels = batch
     if data.trainer is None or not data.trainer.training:
         return as_floats(images), *labels
-    images, mix = as_floats(data.augment(images)), make_mixing(data.num_classes, data.mixup, data.cutmix)
+    images = as_floats(data.augment(images))
+    mix = make_mixing(data.num_classes, data.mixup, data.cutmix)
     return (images, *labels) if mix is None else mix(images, *labels)
 
 # %% ../nbs/toolbox/data.ipynb #77835282
@@ -335,9 +357,12 @@ def _kept_for_validation(fraction: float, count: int) -> int:
     "How many of `count` images a share is: at least one, or an error."
     if not 0 < fraction < 1:
         raise ValueError(f"val_fraction={fraction} must lie between 0 and 1")
-    if not int(fraction * count):
-        raise ValueError(f"val_fraction={fraction} keeps none of {count} images for validation: make it larger")
-    return int(fraction * count)
+    kept = int(fraction * count)
+    if not kept:
+        raise ValueError(
+            f"val_fraction={fraction} keeps none of {count} images for validation: make it larger"
+        )
+    return kept
 
 # %% ../nbs/toolbox/data.ipynb #d225c9a6
 def split_off(
@@ -383,7 +408,7 @@ class FashionMiniData(ImageData):
 
 # %% ../nbs/toolbox/data.ipynb #30a7a674
 class TorchvisionData(ImageData):
-    "A torchvision data set that fits into memory; a share of its training images is kept for validation."
+    "A torchvision data set that fits into memory; a share of its training set is for validation."
 
     source, size = None, None  # torchvision's class; side of its images, in pixels
 
@@ -405,25 +430,31 @@ class TorchvisionData(ImageData):
     def read(self) -> dict[str, Dataset]:
         train, test = (open_source(self, train) for train in (True, False))
         self._classes = list(train.classes)
-        rest, share = split_off(*as_arrays(train), self.val_fraction, self.seed, len(train.classes))
-        return {"train": rest, "val": share, "test": ImageArrays(*as_arrays(test), len(train.classes))}
+        number = len(train.classes)
+        rest, share = split_off(*as_arrays(train), self.val_fraction, self.seed, number)
+        return {"train": rest, "val": share, "test": ImageArrays(*as_arrays(test), number)}
 
 # %% ../nbs/toolbox/data.ipynb #a376d576
 def open_source(data: TorchvisionData, train: bool) -> Dataset:
     "torchvision's data set, or an error that says where it was looked for."
+    first = rank_zero_only.rank == 0  # of several processes, or they would write into one file
     try:
-        first = rank_zero_only.rank == 0  # of several processes, or they would write into one file
         return data.source(data.data_dir, train=train, download=data.download and first)
     except (RuntimeError, OSError) as error:  # no files; no network
         folder, name = data.data_dir.absolute(), data.source.__name__
-        advice = "Say download=True (on the command line: --data.download true) to fetch it there"
-        if data.download:
-            advice = "download=True could not fetch it: try again with a network"
-        if data.download and not first:
-            advice = "Of several processes only the first one fetches: do it once in a single one"
         raise FileNotFoundError(
-            f"no {name} in data_dir={folder}. {advice}, or name the folder that holds it. torchvision says: {error}"
+            f"no {name} in data_dir={folder}. {_how_to_fetch(data.download, first)}, "
+            f"or name the folder that holds it. torchvision says: {error}"
         ) from error
+
+
+def _how_to_fetch(download: bool, first: bool) -> str:
+    "How to come by files that are not there, as an error says it."
+    if not download:
+        return "Say download=True (on the command line: --data.download true) to fetch it there"
+    if first:
+        return "download=True could not fetch it: try again with a network"
+    return "Of several processes only the first one fetches: do it once in a single one"
 
 # %% ../nbs/toolbox/data.ipynb #68226794
 def as_arrays(images: Dataset) -> tuple[Tensor, Tensor]:  # (N, C, H, W) uint8, (N,) int64
@@ -448,22 +479,29 @@ class CIFAR10Data(TorchvisionData):
 def find_splits(
     data_dir: Path,  # the folder with train, test, and valid or val if there is one
 ) -> dict[str, Path]:  # train, val, test -> folder
-    "The sub-folders, with or without one for validation, or an error that says what was found instead."
+    "The sub-folders, with or without one for validation; an error says what was found instead."
     if not data_dir.is_dir():
-        raise FileNotFoundError(f"no folder data_dir={data_dir.absolute()}: give one with train/, valid/ and test/")
+        raise FileNotFoundError(
+            f"no folder data_dir={data_dir.absolute()}: give one with train/, valid/ and test/"
+        )
     found = {}
     for split, names in {"train": ["train"], "val": ["valid", "val"], "test": ["test"]}.items():
         there = [data_dir / name for name in names if (data_dir / name).is_dir()]
-        if not there and split == "val":
-            continue
-        if not there:
-            listing = sorted(p.name for p in data_dir.iterdir())[:10]
-            raise FileNotFoundError(
-                f"no folder {' or '.join(names)} in data_dir={data_dir.absolute()}; it holds {listing or 'nothing'}. "
-                "Wanted: train/<class>/*.jpg, test/<class>/*.jpg, and valid/<class>/*.jpg if there is a split already"
-            )
-        found[split] = there[0]
+        if there:
+            found[split] = there[0]
+        elif split != "val":
+            raise FileNotFoundError(_found_instead(data_dir, names))
     return found
+
+# %% ../nbs/toolbox/data.ipynb #bbf4edc5
+def _found_instead(data_dir: Path, names: list[str]) -> str:
+    "The message about a missing folder: what is there instead, and what is wanted."
+    listing = sorted(p.name for p in data_dir.iterdir())[:10]
+    return (
+        f"no folder {' or '.join(names)} in data_dir={data_dir.absolute()}; "
+        f"it holds {listing or 'nothing'}. Wanted: train/<class>/*.jpg, test/<class>/*.jpg, "
+        "and valid/<class>/*.jpg if there is a split already"
+    )
 
 # %% ../nbs/toolbox/data.ipynb #4d70a6b3
 class ResizeAndCut(nn.Module):
@@ -487,9 +525,10 @@ class ResizeAndCut(nn.Module):
         return f"size={self.size}"
 
 # %% ../nbs/toolbox/data.ipynb #ef23be0f
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # Pillow's errors, for broken files of all kinds
+# Pillow's errors, for broken files of all kinds
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
-
+# %% ../nbs/toolbox/data.ipynb #3b5666b6
 class FolderImages(datasets.ImageFolder):
     "torchvision's folder of images as bytes; a file that can't be read is named."
 
@@ -503,7 +542,8 @@ class FolderImages(datasets.ImageFolder):
         except UNREADABLE as error:
             message = f"cannot read the image {self.samples[i][0]}: {error}"
             if self.on_corrupt == "raise":
-                raise ValueError(f"{message}. Remove it; in training, on_corrupt='skip' goes on without it") from error
+                advice = "Remove it; in training, on_corrupt='skip' goes on without it"
+                raise ValueError(f"{message}. {advice}") from error
             warnings.warn(f"left out: {message}")
 
     @staticmethod
@@ -511,7 +551,8 @@ class FolderImages(datasets.ImageFolder):
         "A batch of what could be read."
         readable = [item for item in batch if item is not None]
         if not readable:
-            raise ValueError("none of the images of a batch could be read: remove them, or keep the set in memory (in_memory=True)")
+            advice = "remove them, or keep the set in memory (in_memory=True)"
+            raise ValueError(f"none of the images of a batch could be read: {advice}")
         images, labels = zip(*readable)
         return torch.stack(images), torch.tensor(labels)
 
@@ -557,7 +598,8 @@ def read_folder(root: Path, img_size: int | tuple[int, int], on_corrupt: str) ->
         return FolderImages(root, img_size, on_corrupt)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"no images in {root.absolute()}: wanted a sub-folder for each class, with images in it. {error}"
+            f"no images in {root.absolute()}: wanted a sub-folder for each class, "
+            f"with images in it. {error}"
         ) from error
 
 # %% ../nbs/toolbox/data.ipynb #7dd37d12
@@ -565,15 +607,17 @@ def check_same_classes(sets: dict[str, FolderImages]) -> None:
     "Raise `ValueError` where a split's classes differ from the training set's."
     wanted = set(sets["train"].classes)
     for split, images in sets.items():
-        if set(images.classes) != wanted:
-            missing, extra = sorted(wanted - set(images.classes)), sorted(set(images.classes) - wanted)
+        found = set(images.classes)
+        if found != wanted:
+            missing, extra = sorted(wanted - found), sorted(found - wanted)
             raise ValueError(
-                f"the classes of {images.root} differ from those of train: missing {missing}, unknown {extra}"
+                f"the classes of {images.root} differ from those of train: "
+                f"missing {missing}, unknown {extra}"
             )
 
 # %% ../nbs/toolbox/data.ipynb #99671253
 class ImageFolderData(ImageData):
-    "Any folder of images, laid out train/<class>, valid/<class> (or val), test/<class>; kept in memory if small."
+    "Any folder of train/<class>, valid/<class> (or val), test/<class>; kept in memory if small."
 
     def __init__(
         self,
@@ -583,32 +627,52 @@ class ImageFolderData(ImageData):
         augment: bool | str = True,  # true: "flip_crop"; or another name in `augment.POLICIES`
         mixup: float = 0.0,  # strength of mixup in training; 0: off
         cutmix: float = 0.0,  # the same for cutmix
-        on_corrupt: str = "raise",  # a file that can't be read: "raise" stops; "skip" goes on, with a warning, while a batch has others
+        on_corrupt: str = "raise",  # at a broken file; "skip": warn, while a batch has others
         val_fraction: float = 0.1,  # without a folder valid: share of train kept for validation
-        in_memory: bool | None = None,  # read all files once, at the start; None: if they take 1 GiB at the most
-        num_workers: int = 2,  # processes that read files: batch by batch, or once, if there are 1,000 or more
+        in_memory: bool | None = None,  # read all files once, at the start; None: up to 1 GiB
+        num_workers: int = 2,  # that read files: batch by batch; or once, of 1,000 or more
         seed: int = 0,  # of the split and of the order
     ):
-        if on_corrupt not in ("raise", "skip"):
-            raise ValueError(f"on_corrupt={on_corrupt!r} is not known: use 'raise' or 'skip'")
+        _check_on_corrupt(on_corrupt)
         super().__init__(data_dir, img_size, batch_size, augment, mixup, cutmix, num_workers, seed)
         self.on_corrupt, self.val_fraction, self.in_memory = on_corrupt, val_fraction, in_memory
 
     def read(self) -> dict[str, Dataset]:
-        folders = find_splits(self.data_dir)
-        sets = {s: read_folder(f, self.img_size, self.on_corrupt) for s, f in folders.items()}
-        check_same_classes(sets)
+        sets = _read_folders(self)
         self._classes = sets["train"].classes
-        if "val" not in sets:
-            sets["train"], sets["val"] = split_folder(sets["train"], self.val_fraction, self.seed)
-        size = sum(len(images) for images in sets.values()) * 3 * self.img_size**2
-        if self.in_memory if self.in_memory is not None else size <= 2**30:
-            return {s: read_all(images, self.num_workers) for s, images in sets.items()}
-        return sets
+        return _small_in_memory(sets, self)
 
     def compute_stats(self) -> tuple[list[float], list[float]]:
-        train = self.sets["train"]
-        return channel_stats(train.images) if isinstance(train, ImageArrays) else folder_stats(train)
+        return _stats_of(self.sets["train"])
+
+# %% ../nbs/toolbox/data.ipynb #c8ee2c72
+def _check_on_corrupt(on_corrupt: str) -> None:
+    "Raise `ValueError` where it is neither of the two words."
+    if on_corrupt not in ("raise", "skip"):
+        raise ValueError(f"on_corrupt={on_corrupt!r} is not known: use 'raise' or 'skip'")
+
+
+def _read_folders(data: ImageFolderData) -> dict[str, FolderImages]:
+    "The three sets as they lie on the disk, val split off where it has no folder."
+    folders = find_splits(data.data_dir)
+    sets = {s: read_folder(f, data.img_size, data.on_corrupt) for s, f in folders.items()}
+    check_same_classes(sets)
+    if "val" not in sets:
+        sets["train"], sets["val"] = split_folder(sets["train"], data.val_fraction, data.seed)
+    return sets
+
+# %% ../nbs/toolbox/data.ipynb #6ded74c8
+def _small_in_memory(sets: dict[str, FolderImages], data: ImageFolderData) -> dict[str, Dataset]:
+    "The sets in memory where that is asked for, or where nothing is and they are small."
+    size = sum(len(images) for images in sets.values()) * 3 * data.img_size**2
+    if data.in_memory if data.in_memory is not None else size <= 2**30:
+        return {s: read_all(images, data.num_workers) for s, images in sets.items()}
+    return sets
+
+
+def _stats_of(train: Dataset) -> tuple[list[float], list[float]]:
+    "Channel statistics of a folder's training set, in memory or not."
+    return channel_stats(train.images) if isinstance(train, ImageArrays) else folder_stats(train)
 
 # %% ../nbs/toolbox/data.ipynb #bb235717
 def folder_stats(
@@ -616,20 +680,25 @@ def folder_stats(
     most: int = 2000,  # images read at the most, evenly spread
 ) -> tuple[list[float], list[float]]:
     "Channel statistics of a folder, computed once and kept in `cache_dir()`."
-    stats = [(path, os.stat(path)) for path, _ in images.samples]
-    files = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]  # pictures may change and keep their size
-    key = json.dumps([os.path.abspath(images.root), str(images.transform), most, files])
-    step = max(1, math.ceil(len(images) / most))
-
-    def compute():
-        read = (images[i] for i in range(0, len(images), step))
-        found = [item[0] for item in read if item is not None]
-        if not found:
-            raise ValueError(f"none of the images of {images.root} could be read")
-        return channel_stats(torch.stack(found))
-
-    mean, std = cached(key, compute)
+    mean, std = cached(_folder_key(images, most), lambda: _spread_stats(images, most))
     return mean, std
+
+# %% ../nbs/toolbox/data.ipynb #161277b2
+def _folder_key(images: FolderImages, most: int) -> str:
+    "What the statistics depend on; pictures may change and keep their size."
+    stats = [(path, os.stat(path)) for path, _ in images.samples]
+    files = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+    return json.dumps([os.path.abspath(images.root), str(images.transform), most, files])
+
+
+def _spread_stats(images: FolderImages, most: int) -> tuple[list[float], list[float]]:
+    "Channel statistics of the images that could be read, among `most` evenly spread ones."
+    step = max(1, math.ceil(len(images) / most))
+    read = (images[i] for i in range(0, len(images), step))
+    found = [item[0] for item in read if item is not None]
+    if not found:
+        raise ValueError(f"none of the images of {images.root} could be read")
+    return channel_stats(torch.stack(found))
 
 # %% ../nbs/toolbox/data.ipynb #1ea05d82
 def _unzip_test(archive: Path, target: str) -> Path:
@@ -637,41 +706,65 @@ def _unzip_test(archive: Path, target: str) -> Path:
     with zipfile.ZipFile(archive) as packed:
         names = [name for name in packed.namelist() if name.startswith("test/")]
         if not names:
-            raise FileNotFoundError(f"no folder test in data_dir={archive.absolute()}: wanted test/<class>/*.jpg in the zip file")
+            raise FileNotFoundError(
+                f"no folder test in data_dir={archive.absolute()}: "
+                "wanted test/<class>/*.jpg in the zip file"
+            )
         packed.extractall(target, names)
     return Path(target)
 
 # %% ../nbs/toolbox/data.ipynb #0ceb0cc7
 def open_test_set(
-    data_dir: str | Path,  # holds test/<class>/*, or a data set as torchvision keeps it; or a zip file with test/<class>/*
+    data_dir: str | Path,  # has test/<class>/*, also as a zip file; or as torchvision keeps a set
     classes: list[str],  # in the order of the model's labels
     img_size: tuple[int, int],  # (H, W) of the model
     in_chans: int,  # of the model: 1 (grey) or 3
 ) -> ImageArrays:  # in memory
     "The test images of a folder, labelled in the model's order."
     if not classes:
-        raise ValueError(f"classes={classes}: labels are matched by name, so the model must know its classes' names")
+        raise ValueError(
+            f"classes={classes}: labels are matched by name, "
+            "so the model must know its classes' names"
+        )
     folder = Path(data_dir).expanduser()
     if zipfile.is_zipfile(folder):
-        with tempfile.TemporaryDirectory() as unpacked:
-            try:
-                return open_test_set(_unzip_test(folder, unpacked), classes, img_size, in_chans)
-            except (ValueError, OSError) as error:  # what it names is soon gone
-                kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-                raise kind(str(error).replace(unpacked, str(folder))) from error
-    if (folder / "test").is_dir():
-        found = read_folder(folder / "test", img_size, "raise")
-        arrays = read_all(found)
-        pixels, labels = arrays.images, arrays.labels
-        if in_chans == 1:  # rounded: cut off, each grey value would become one less
-            pixels = torch.cat([v2.functional.rgb_to_grayscale(part.float()).round().byte() for part in pixels.split(1000)])
-    else:
-        found = _torchvision_set(folder, img_size, in_chans)
-        pixels, labels = as_arrays(found)
-    if set(found.classes) != set(classes):
-        raise ValueError(f"the classes in data_dir={folder} are {list(found.classes)}, the model's are {list(classes)}")
-    order = torch.tensor([list(classes).index(name) for name in found.classes])
+        return _open_zipped(folder, classes, img_size, in_chans)
+    pixels, labels, names = _read_test_set(folder, img_size, in_chans)
+    if set(names) != set(classes):
+        raise ValueError(
+            f"the classes in data_dir={folder} are {names}, the model's are {list(classes)}"
+        )
+    order = torch.tensor([list(classes).index(name) for name in names])
     return ImageArrays(pixels, order[labels], len(classes))
+
+# %% ../nbs/toolbox/data.ipynb #94e80eaa
+def _open_zipped(archive: Path, classes, img_size, in_chans) -> ImageArrays:
+    "`open_test_set` for the files of a zip file."
+    with tempfile.TemporaryDirectory() as unpacked:
+        try:
+            return open_test_set(_unzip_test(archive, unpacked), classes, img_size, in_chans)
+        except (ValueError, OSError) as error:  # what it names is soon gone
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            raise kind(str(error).replace(unpacked, str(archive))) from error
+
+# %% ../nbs/toolbox/data.ipynb #3f13fb0c
+def _read_test_set(
+    folder: Path, img_size: tuple[int, int], in_chans: int
+) -> tuple[Tensor, Tensor, list[str]]:
+    "Images, labels and the names of the classes, from test/<class> or torchvision's files."
+    if not (folder / "test").is_dir():
+        found = _torchvision_set(folder, img_size, in_chans)
+        return *as_arrays(found), list(found.classes)
+    found = read_folder(folder / "test", img_size, "raise")
+    arrays = read_all(found)
+    pixels = _as_grey(arrays.images) if in_chans == 1 else arrays.images
+    return pixels, arrays.labels, list(found.classes)
+
+
+def _as_grey(images: Tensor) -> Tensor:  # (N, 3, H, W), uint8 -> (N, 1, H, W), uint8
+    "Colour to grey; rounded: cut off, each grey value would become one less."
+    parts = (v2.functional.rgb_to_grayscale(part.float()) for part in images.split(1000))
+    return torch.cat([part.round().byte() for part in parts])
 
 # %% ../nbs/toolbox/data.ipynb #9e93c298
 def _torchvision_set(folder: Path, img_size: tuple[int, int], in_chans: int) -> Dataset:
@@ -682,5 +775,9 @@ def _torchvision_set(folder: Path, img_size: tuple[int, int], in_chans: int) -> 
             try:
                 return kind.source(folder, train=False)
             except (RuntimeError, OSError) as error:
-                raise FileNotFoundError(f"{wanted}, or {kind.source.__name__} as torchvision keeps it") from error
-    raise FileNotFoundError(f"{wanted} (no data set of torchvision's that is read here has {in_chans} x {tuple(img_size)} pixels)")
+                name = kind.source.__name__
+                raise FileNotFoundError(f"{wanted}, or {name} as torchvision keeps it") from error
+    raise FileNotFoundError(
+        f"{wanted} (no data set of torchvision's that is read here "
+        f"has {in_chans} x {tuple(img_size)} pixels)"
+    )

@@ -214,14 +214,14 @@ def _recomputed(blocks) -> list:
 
 # %% ../nbs/04_encoder.ipynb #80d3fe8e
 class Encoder(nn.Module):
-    "A stack of pre-norm blocks (Dosovitskiy et al. 2021, §3.1), drop path rising from 0 (Huang et al. 2016, §3)."
+    "A stack of pre-norm blocks (Dosovitskiy et al. 2021, §3.1)."
 
     def __init__(
         self,
         depth: int, dim: int, num_heads: int,  # L, number of blocks; D; h, divides D
         mlp_ratio: float = 4.0,  # hidden width of the MLPs over D
         dropout: float = 0.0, attn_dropout: float = 0.0,  # as `EncoderBlock`'s
-        drop_path: float = 0.0,  # of the last block
+        drop_path: float = 0.0,  # of the last block, rising from 0 (Huang et al. 2016, §3)
         layer_scale: float | None = None, eps: float = 1e-6,  # as `EncoderBlock`'s
         residual_in_fp32: bool = False, grad_checkpointing: bool = False,  # the switches above
     ):

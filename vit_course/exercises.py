@@ -33,6 +33,8 @@ import sys
 import tempfile
 import textwrap
 import time
+
+# %% ../nbs/toolbox/exercises.ipynb #eb410bfc
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.resources import files
@@ -46,7 +48,8 @@ from torch import Tensor, nn
 
 from .files import written_whole
 from .matching import promising, readings
-from .probes import Seen, TookTooLong, _tensors, alike, alike_by_chance, by_chance, untouched_world, watch
+from .probes import Seen, TookTooLong, _tensors, alike, alike_by_chance, by_chance
+from .probes import untouched_world, watch
 
 # %% ../nbs/toolbox/exercises.ipynb #f687dddc
 @dataclass
@@ -55,7 +58,7 @@ class Mistake:
 
     id: str
     say: str  # to the learner
-    change: dict = field(default_factory=dict)  # text in the reference's source -> text in its place
+    change: dict = field(default_factory=dict)  # text in the reference's source -> its replacement
     code: str = ""  # or the whole of the mistaken code
     extra: str = ""  # code that is run first, such as a changed helper
     see: str = ""  # heading in the lesson; the exercise's own if empty
@@ -100,25 +103,33 @@ def bank() -> dict[str, Exercise]:
             continue
         page = yaml.safe_load(file.read_text(encoding="utf-8"))
         for name, entry in page["tasks"].items():
-            calls = {key: entry.pop(key, []) for key in ("calls", "chance")}
-            entry.setdefault("trials", [calls] if any(calls.values()) else [])
-            for key in ("mistakes", "remarks"):
-                entry[key] = [Mistake(**m) for m in entry.get(key, [])]
-            found[name] = Exercise(name, page["module"], page["lesson"], **entry)
+            found[name] = _exercise(name, page, entry)
     return found
+
+# %% ../nbs/toolbox/exercises.ipynb #8386afeb
+def _exercise(name: str, page: dict, entry: dict) -> Exercise:
+    "An exercise from its entry on a page of the bank."
+    calls = {key: entry.pop(key, []) for key in ("calls", "chance")}
+    entry.setdefault("trials", [calls] if any(calls.values()) else [])
+    for key in ("mistakes", "remarks"):
+        entry[key] = [Mistake(**m) for m in entry.get(key, [])]
+    return Exercise(name, page["module"], page["lesson"], **entry)
 
 # %% ../nbs/toolbox/exercises.ipynb #df8ee144
 def find(name: str) -> Exercise:
     "The exercise of that name, or a `ValueError` with the nearest names."
     if not isinstance(name, str):
-        raise ValueError(f"{name!r} is no name: give the name in quotes, such as {next(iter(bank()))!r}")
+        first = next(iter(bank()))
+        raise ValueError(f"{name!r} is no name: give the name in quotes, such as {first!r}")
     if name not in bank():
         near = difflib.get_close_matches(name, bank(), 3, 0.5)
-        raise ValueError(f"no exercise is called {name!r}; did you mean {' or '.join(near) or 'one of ' + ', '.join(bank())}?")
+        meant = " or ".join(near) or "one of " + ", ".join(bank())
+        raise ValueError(f"no exercise is called {name!r}; did you mean {meant}?")
     return bank()[name]
 
 # %% ../nbs/toolbox/exercises.ipynb #922174ae
-MODULES = ("positional", "tokenizer", "attention", "encoder", "vit", "training", "rollout", "resolution")
+MODULES = ("positional", "tokenizer", "attention", "encoder",
+           "vit", "training", "rollout", "resolution")
 
 
 class _Later:
@@ -134,7 +145,13 @@ class _Later:
 def makers(dtype: torch.dtype, seed: int = 0) -> dict:
     "The names that the bank's calls may use."
     generator = torch.Generator().manual_seed(seed)
+    common = {"torch": torch, "nn": nn, "math": math, "dtype": dtype, "F": nn.functional}
+    package = {m: _Later(f"vit_course.{m}") for m in MODULES}
+    return common | package | _tensor_makers(dtype, generator) | _layer_makers(dtype, generator)
 
+# %% ../nbs/toolbox/exercises.ipynb #84837424
+def _tensor_makers(dtype: torch.dtype, generator: torch.Generator) -> dict:
+    "Functions that make tensors."
     def rand(*shape):  # normal numbers
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
@@ -147,18 +164,21 @@ def makers(dtype: torch.dtype, seed: int = 0) -> dict:
     def maps(*shape):  # attention: rows that sum to 1
         return (2 * rand(*shape)).softmax(-1)
 
-    def linear(n_in, n_out, bias=True):
-        return fresh(nn.Linear(n_in, n_out, bias=bias), dtype, generator)
-
     def causal(n):
         return torch.ones(n, n, dtype=torch.bool).tril()
+
+    return dict(rand=rand, uniform=uniform, whole=whole, maps=maps, causal=causal)
+
+# %% ../nbs/toolbox/exercises.ipynb #aa2567cd
+def _layer_makers(dtype: torch.dtype, generator: torch.Generator) -> dict:
+    "Functions that give layers random weights."
+    def linear(n_in, n_out, bias=True):
+        return fresh(nn.Linear(n_in, n_out, bias=bias), dtype, generator)
 
     def random_weights(module):
         return fresh(module, dtype, generator)
 
-    package = {m: _Later(f"vit_course.{m}") for m in MODULES}
-    own = dict(rand=rand, uniform=uniform, whole=whole, maps=maps, linear=linear, causal=causal, random_weights=random_weights)
-    return {"torch": torch, "nn": nn, "math": math, "dtype": dtype, "F": nn.functional} | package | own
+    return dict(linear=linear, random_weights=random_weights)
 
 # %% ../nbs/toolbox/exercises.ipynb #ee934ec5
 @torch.no_grad()
@@ -167,7 +187,8 @@ def fresh(module: nn.Module, dtype: torch.dtype, generator: torch.Generator) -> 
     for parameter in [p for p in module.parameters() if p.requires_grad]:
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         if parameter.ndim > 1:
-            scale = 1.5 / math.sqrt(max(parameter.shape[1:].numel(), 1)) if parameter.shape[0] > 1 else 0.5
+            fan_in = max(parameter.shape[1:].numel(), 1)
+            scale = 1.5 / math.sqrt(fan_in) if parameter.shape[0] > 1 else 0.5
             noise = noise * scale
         else:
             noise = 0.5 * noise + (1.0 if bool((parameter == 1).all()) else 0.0)
@@ -183,7 +204,7 @@ def read_call(text: str, names: dict) -> tuple[tuple, dict]:
     "Positional and named arguments from the bank's text."
     return eval(f"_given({text})", names | {"_given": _given})
 
-
+# %% ../nbs/toolbox/exercises.ipynb #beb893db
 SAMPLES = 2000  # of calls with dropout
 SEED = 7_310_427  # one that no answer sets by itself
 
@@ -191,7 +212,8 @@ SEED = 7_310_427  # one that no answer sets by itself
 def _many(tree):
     "Tensors whose first axis has length 1, repeated as often as there are samples."
     if isinstance(tree, Tensor):
-        return tree.expand(SAMPLES, *tree.shape[1:]).contiguous() if tree.ndim > 1 and tree.shape[0] == 1 else tree
+        single = tree.ndim > 1 and tree.shape[0] == 1
+        return tree.expand(SAMPLES, *tree.shape[1:]).contiguous() if single else tree
     if isinstance(tree, dict):
         return {k: _many(v) for k, v in tree.items()}
     return type(tree)(_many(x) for x in tree) if isinstance(tree, (list, tuple)) else tree
@@ -204,13 +226,14 @@ def _do(call, target, names: dict, word: str):
         return (lambda: eval(call["do"], scope)), (), {}
     return target, *read_call(call, names)
 
-
+# %% ../nbs/toolbox/exercises.ipynb #430b225b
 def watch_call(target, trial: dict, number: int, part: tuple, word: str) -> Seen:
     "One call of a trial. Dropout where none belongs draws alike in all answers."
     kind, dtype, place = part
     torch.default_generator.manual_seed(SEED + number)
     names = makers(dtype, 100 * number + place + (50 if kind == "chance" else 0))
-    seen = (_watch_chance if kind == "chance" else watch)(*_do(trial[kind][place], target, names, word))
+    look = _watch_chance if kind == "chance" else watch
+    seen = look(*_do(trial[kind][place], target, names, word))
     seen.origin = (number, part) if kind == "calls" and dtype == torch.float64 else None
     return seen
 
@@ -232,7 +255,8 @@ def _watch_errors(candidate, exercise, dtype) -> list:
         seen = watch(*_do(call, candidate, names, "f"), grads=False)
         asked = isinstance(seen.error, ValueError)
         verdict = "ValueError" if asked else "another error" if seen.error else "no error"
-        found.append(Seen(Refusal(verdict, call if isinstance(call, str) else call["do"], seen.error)))
+        text = call if isinstance(call, str) else call["do"]
+        found.append(Seen(Refusal(verdict, text, seen.error)))
     return found
 
 # %% ../nbs/toolbox/exercises.ipynb #25ce0bdb
@@ -258,15 +282,18 @@ def same(a, b) -> bool:
         return type(a.error) is type(b.error) and _last_line(a.error) == _last_line(b.error)
     if (a.changed, a.drew) != (b.changed, b.drew):
         return False
-    if isinstance(b.value, Chance):
-        return isinstance(a.value, Chance) and alike_by_chance(a.value.statistics, b.value.statistics, SAMPLES)
-    if isinstance(b.value, Start):
-        return a.value.like(b.value)
-    if isinstance(b.value, Refusal):
-        return a.value.verdict == b.value.verdict
-    if isinstance(b.value, Weights):
-        return a.value == b.value
+    if isinstance(b.value, (Chance, Start, Refusal, Weights)):
+        return _same_finding(a.value, b.value)
     return alike(a.value, b.value) and _same_gradients(a.gradients, b.gradients)
+
+# %% ../nbs/toolbox/exercises.ipynb #b3eede1d
+def _same_finding(a, b) -> bool:
+    "Whether a result is like another one that sums up more than one call."
+    if isinstance(b, Chance):
+        return isinstance(a, Chance) and alike_by_chance(a.statistics, b.statistics, SAMPLES)
+    if isinstance(b, Start):
+        return a.like(b)
+    return a.verdict == b.verdict if isinstance(b, Refusal) else a == b
 
 # %% ../nbs/toolbox/exercises.ipynb #b1b94d14
 def _last_line(error: BaseException) -> str:
@@ -282,14 +309,18 @@ def _same_gradients(a, b) -> bool:
 
 # %% ../nbs/toolbox/exercises.ipynb #fd55568b
 @dataclass
-class Built:
-    "A candidate's module of one trial."
+class _Build:
+    "What came of building a candidate's module."
 
     module: nn.Module | None
     error: BaseException | None = None
     start: list = field(default_factory=list)  # statistics of the weights before they were replaced
     seeded: bool = False  # building sets the global random state
     dtype: torch.dtype = torch.float64
+
+# %% ../nbs/toolbox/exercises.ipynb #576defbd
+class Built(_Build):
+    "A candidate's module of one trial."
 
     @functools.cached_property
     def buffers(self) -> dict[str, Tensor]:
@@ -310,27 +341,37 @@ class Built:
 
     @functools.cached_property
     def weights(self) -> list[tuple[str, bytes]]:
-        "Names and numbers of the weights, to be compared; they are looked at once, before anything is run."
+        "Names and numbers of the weights, to be compared; looked at once, before anything is run."
         named = self.module.named_parameters() if self.module is not None else []
         return [(n, p.detach().numpy().tobytes()) for n, p in named]
 
 # %% ../nbs/toolbox/exercises.ipynb #7c6b85b0
 def build(candidate, trial: dict, dtype: torch.dtype, seeds: tuple = (1, 2)) -> Built:
-    "The candidate's module with random weights; it is built from two seeds, to see whether it sets one itself."
-    args, kwargs = read_call(trial.get("build", ""), makers(dtype))
+    """The candidate's module with random weights.
+
+    It is built from two seeds, to see whether it sets one itself.
+    """
+    arguments = read_call(trial.get("build", ""), makers(dtype))
     try:
-        states = []
-        for seed in seeds:
-            torch.default_generator.manual_seed(seed)
-            module = candidate(*args, **kwargs)
-            states.append(torch.get_rng_state())
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"this should be an nn.Module, not {type(module).__name__}")
+        module, seeded = _built_from(candidate, arguments, seeds)
         start = _start(module) if trial.get("start") else []
         fresh(module, dtype, torch.Generator().manual_seed(7))
     except (Exception, SystemExit) as error:
         return Built(None, error)
-    return Built(module, None, start, len(states) > 1 and torch.equal(*states))
+    return Built(module, None, start, seeded)
+
+# %% ../nbs/toolbox/exercises.ipynb #ef1b5f4c
+def _built_from(candidate, arguments: tuple, seeds: tuple) -> tuple[nn.Module, bool]:
+    "The module from the last seed, and whether two seeds led to the same random state."
+    args, kwargs = arguments
+    states = []
+    for seed in seeds:
+        torch.default_generator.manual_seed(seed)
+        module = candidate(*args, **kwargs)
+        states.append(torch.get_rng_state())
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"this should be an nn.Module, not {type(module).__name__}")
+    return module, len(states) > 1 and torch.equal(*states)
 
 # %% ../nbs/toolbox/exercises.ipynb #bd910e9b
 def _start(module) -> list[tuple[int, float, float]]:
@@ -344,13 +385,17 @@ PHASES = ("double", "single", "chance")
 
 def parts_of(trial: dict, phase: str, module: bool) -> list[tuple]:
     "The parts of a trial in a phase, in order."
-    kind, dtype = "chance" if phase == "chance" else "calls", torch.float32 if phase == "single" else torch.float64
+    kind = "chance" if phase == "chance" else "calls"
+    dtype = torch.float32 if phase == "single" else torch.float64
     calls = [(kind, dtype, place) for place in range(len(trial.get(kind, [])))]
     return [("start",), ("seeded",), *calls, ("idle",)] if module and phase == "double" else calls
 
-
+# %% ../nbs/toolbox/exercises.ipynb #2fb495bd
 def watch_part(built: Built, trial: dict, number: int, part: tuple) -> Seen:
-    "What a built module does in a part: plain calls in evaluation mode, those with dropout in training mode."
+    """What a built module does in a part.
+
+    Plain calls are made in evaluation mode, those with dropout in training mode.
+    """
     if part[0] == "start":
         return Seen(value=Start(built.start))
     if part[0] == "seeded":
@@ -395,15 +440,20 @@ def symmetric(module: nn.Module) -> None:
     for owner in module.modules():
         kind = type(owner).__name__ if type(owner).__module__.startswith("torch.") else ""
         for name, parameter in owner.named_parameters(recurse=False):
-            if not parameter.requires_grad:
-                continue
-            steps = torch.arange(1, (parameter.shape or [1])[-1] + 1, dtype=parameter.dtype)
-            if kind == "LayerNorm":
-                parameter.copy_(1 + 0.5 * torch.cos(steps) if name == "weight" else 0.5 * torch.sin(steps))
-            elif parameter.ndim > 1 and kind:
-                parameter.copy_(torch.cos(3 * steps).expand(parameter.shape) * 0.4)
-            else:
-                parameter.fill_(0.3)
+            if parameter.requires_grad:
+                _even(parameter, name, kind)
+
+# %% ../nbs/toolbox/exercises.ipynb #46b0c84e
+def _even(parameter: nn.Parameter, name: str, kind: str) -> None:
+    "Fill a parameter: norms with waves, torch's matrices with equal rows, others with one number."
+    steps = torch.arange(1, (parameter.shape or [1])[-1] + 1, dtype=parameter.dtype)
+    if kind == "LayerNorm":
+        gain, shift = 1 + 0.5 * torch.cos(steps), 0.5 * torch.sin(steps)
+        parameter.copy_(gain if name == "weight" else shift)
+    elif parameter.ndim > 1 and kind:
+        parameter.copy_(torch.cos(3 * steps).expand(parameter.shape) * 0.4)
+    else:
+        parameter.fill_(0.3)
 
 # %% ../nbs/toolbox/exercises.ipynb #ec875a1a
 @dataclass
@@ -415,9 +465,14 @@ class Weights:
 
 def has_all_weights(module: nn.Module, reference: nn.Module) -> bool:
     "Whether as many numbers can be trained; a key's bias may be absent, since it has no effect."
-    counts = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (module, reference)]
+    counts = [_trainable(m) for m in (module, reference)]
     keys = sum(_key_width(m) for m in reference.modules())
     return counts[0] >= counts[1] - keys
+
+# %% ../nbs/toolbox/exercises.ipynb #59bb4913
+def _trainable(module: nn.Module) -> int:
+    "How many numbers can be trained."
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def _key_width(module: nn.Module) -> int:
@@ -439,21 +494,25 @@ class Start:
         pair = [self.rows, other.rows]
         if len(self.rows) != len(other.rows):  # cut in another way: all numbers together
             pair = [[_pooled(rows)] for rows in pair]
-        return all(
-            abs(a[1] - b[1]) <= 0.3 * max(a[2], b[2]) + 1e-5 and abs(a[2] - b[2]) <= 0.15 * max(a[2], b[2])
-            for a, b in zip(*pair)
-        )
+        return all(_start_alike(a, b) for a, b in zip(*pair))
+
+# %% ../nbs/toolbox/exercises.ipynb #5e8c23d7
+def _start_alike(a: tuple, b: tuple) -> bool:
+    "Whether chance explains two means and two deviations."
+    size = max(a[2], b[2])
+    return abs(a[1] - b[1]) <= 0.3 * size + 1e-5 and abs(a[2] - b[2]) <= 0.15 * size
 
 # %% ../nbs/toolbox/exercises.ipynb #73138943
 def _pooled(rows: list) -> tuple[int, float, float]:
     "Size, mean and deviation of all parameters together."
     count = max(1, sum(n for n, _, _ in rows))
     mean = sum(n * m for n, m, _ in rows) / count
-    return count, mean, math.sqrt(max(0.0, sum(n * (d * d + m * m) for n, m, d in rows) / count - mean**2))
+    square = sum(n * (d * d + m * m) for n, m, d in rows) / count
+    return count, mean, math.sqrt(max(0.0, square - mean**2))
 
 # %% ../nbs/toolbox/exercises.ipynb #34a93d7d
-class Candidate:
-    "An answer, a known mistake or the reference, and what it did: nothing is run twice, however many others it is compared with."
+class _Modules:
+    "An answer and the modules that it builds."
 
     def __init__(self, obj, exercise: Exercise):
         self.obj, self.exercise, self._kept = obj, exercise, {}
@@ -464,51 +523,73 @@ class Candidate:
             self._kept[key] = make()
         return self._kept[key]
 
-    def takes(self, option: str | None) -> bool:
-        "Whether the answer has an option that it may leave out."
-        if option is None:
-            return True
-        return any(p.name == option or p.kind is p.VAR_KEYWORD for p in inspect.signature(self.obj).parameters.values())
+    def new(self, number: int, seeds: tuple = (1, 2)) -> Built:
+        "Another module of a trial."
+        return build(self.obj, self.exercise.trials[number], torch.float64, seeds)
 
     def built(self, number: int) -> Built:
         "The module of a trial, whose weights stay as they are."
-        return self.keep(("built", number), lambda: build(self.obj, self.exercise.trials[number], torch.float64))
+        return self.keep(("built", number), lambda: self.new(number))
 
     def lent(self, number: int) -> Built:
         "Another module of a trial, to take the weights of others."
-        lent = self.keep(("lent", number), lambda: build(self.obj, self.exercise.trials[number], torch.float64, (2,)))
+        lent = self.keep(("lent", number), lambda: self.new(number, (2,)))
         fresh(lent.ready(), torch.float64, torch.Generator().manual_seed(7))
         return lent
 
-    def first_result(self, number: int):
-        "What the module gives for a trial's first call; None if it fails."
-        def look():
-            with contextlib.suppress(Exception, SystemExit):
-                return first_call(self.exercise.trials[number], torch.float64, number)(self.built(number).ready())
-
-        return self.keep(("first", number), look)
-
     def evened(self, number: int) -> Built:
         "The module of a trial with symmetric weights."
-        def make():
-            built = build(self.obj, self.exercise.trials[number], torch.float64, (2,))
-            built.seeded = self.built(number).seeded  # one seed alone does not show it
-            symmetric(built.module)
-            return built
+        return self.keep(("evened", number), lambda: _evened(self, number))
 
-        return self.keep(("evened", number), make)
+# %% ../nbs/toolbox/exercises.ipynb #564b3f03
+def _evened(modules: _Modules, number: int) -> Built:
+    "Another module of a trial, with symmetric weights."
+    built = modules.new(number, (2,))
+    built.seeded = modules.built(number).seeded  # one seed alone does not show it
+    symmetric(built.module)
+    return built
+
+# %% ../nbs/toolbox/exercises.ipynb #bf157d0f
+class Candidate(_Modules):
+    """An answer, a known mistake or the reference, and what it did.
+
+    Nothing is run twice, however many others it is compared with.
+    """
+
+    def takes(self, option: str | None) -> bool:
+        "Whether the answer has an option that it may leave out."
+        return option is None or _has_option(self.obj, option)
+
+    def first_result(self, number: int):
+        "What the module gives for a trial's first call; None if it fails."
+        return self.keep(("first", number), lambda: _first_result(self, number))
 
     def look(self, number: int, part: tuple, even: bool = False) -> Seen:
         "What it does in a part of a trial; with symmetric weights, if asked for."
         trial, which = self.exercise.trials[number], self.evened if even else self.built
-        if self.exercise.is_module:
-            seen = self.keep((number, part, even), lambda: watch_part(which(number), trial, number, part))
-            return replace(seen, origin=None) if even else seen
-        return self.keep((number, part), lambda: watch_call(self.obj, trial, number, part, "f"))
+        if not self.exercise.is_module:
+            return self.keep((number, part), lambda: watch_call(self.obj, trial, number, part, "f"))
+        make = lambda: watch_part(which(number), trial, number, part)
+        seen = self.keep((number, part, even), make)
+        return replace(seen, origin=None) if even else seen
 
     def refusals(self) -> list[Seen]:
         "Calls that must fail."
-        return self.keep("refusals", lambda: _watch_errors(self.obj, self.exercise, torch.float64))
+        make = lambda: _watch_errors(self.obj, self.exercise, torch.float64)
+        return self.keep("refusals", make)
+
+# %% ../nbs/toolbox/exercises.ipynb #8ebd98c0
+def _has_option(function, option: str) -> bool:
+    "Whether a function or class takes an option of that name, or any."
+    parameters = inspect.signature(function).parameters.values()
+    return any(p.name == option or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _first_result(candidate: Candidate, number: int):
+    "What the candidate's module gives for a trial's first call; None if it fails."
+    with contextlib.suppress(Exception, SystemExit):
+        call = first_call(candidate.exercise.trials[number], torch.float64, number)
+        return call(candidate.built(number).ready())
 
 # %% ../nbs/toolbox/exercises.ipynb #1a45fb8f
 @functools.lru_cache(maxsize=200)
@@ -520,9 +601,12 @@ def known(name: str, mistake: str | None = None) -> Candidate:
 FEW = 12  # readings that are tried once a search through all of them has failed
 
 
-def reading_for(candidate: Candidate, other: Candidate, number: int, limit: int | None) -> tuple[str, dict]:
-    "How another module takes the candidate's weights: 'fits', 'differs' (no reading agrees) or 'unreadable', and its state."
-    call, wanted, first = first_call(candidate.exercise.trials[number], torch.float64, number), candidate.first_result(number), None
+def reading_for(
+    candidate: Candidate, other: Candidate, number: int, limit: int | None,
+) -> tuple[str, dict]:  # "fits", "differs" (no reading agrees) or "unreadable", and its state
+    "How another module takes the candidate's weights."
+    call = first_call(candidate.exercise.trials[number], torch.float64, number)
+    wanted, first = candidate.first_result(number), None
     own, lent = candidate.built(number).ready(), other.lent(number).module
     remember = lambda key, make: (candidate if key == "used" else other).keep((key, number), make)
     with contextlib.suppress(Exception, SystemExit):
@@ -530,50 +614,78 @@ def reading_for(candidate: Candidate, other: Candidate, number: int, limit: int 
         first = next(states, None)
         if first is None or limit == 1 or wanted is None:
             return ("fits", first) if first else ("unreadable", {})
-        for state in itertools.chain([first], promising(lent, call, states, wanted)):
-            lent.load_state_dict(state, strict=False)
-            if alike(call(lent), wanted):
-                return "fits", state
+        likely = itertools.chain([first], promising(lent, call, states, wanted))
+        state = _agreeing(lent, call, likely, wanted)
+        if state is not None:
+            return "fits", state
     return ("differs", first) if first else ("unreadable", {})
 
+# %% ../nbs/toolbox/exercises.ipynb #dc26e314
+def _agreeing(module: nn.Module, call, states: Iterator[dict], wanted) -> dict | None:
+    "The first state with which the module gives what is wanted; it is left in the module."
+    for state in states:
+        module.load_state_dict(state, strict=False)
+        if alike(call(module), wanted):
+            return state
+    return None
+
 # %% ../nbs/toolbox/exercises.ipynb #2560c1d7
-def alongside(candidate: Candidate, other: Candidate, number: int, limit: int | None) -> tuple:
-    "How to look at a part of a trial in two modules of the same weights: a function for each, and what became of the reading."
+def alongside(
+    candidate: Candidate, other: Candidate, number: int, limit: int | None,
+) -> tuple:  # a function for each that looks at a part, and what became of the reading
+    "How to look at the parts of a trial in two modules of the same weights."
     pair = [functools.partial(c.look, number) for c in (candidate, other)]
     equal = candidate.built(number).weights == other.built(number).weights
     if equal and (limit == 1 or alike(candidate.first_result(number), other.first_result(number))):
         return *pair, "fits"
-    verdict, state = candidate.keep((other, number, limit), lambda: reading_for(candidate, other, number, limit))
+    read = lambda: reading_for(candidate, other, number, limit)
+    verdict, state = candidate.keep((other, number, limit), read)
     if verdict == "unreadable":
         return *(functools.partial(look, even=True) for look in pair), verdict
-    if not (equal and verdict == "differs"):  # else the likeliest reading is the weights as they are
-        lent, trial = other.lent(number), candidate.exercise.trials[number]
-        lent.module.load_state_dict(state, strict=False)
-        pair[1] = lambda part: watch_part(lent, trial, number, part)
+    if not (equal and verdict == "differs"):  # else the likeliest are the weights as they are
+        pair[1] = _lent_look(candidate, other, number, state)
     return *pair, verdict
 
+# %% ../nbs/toolbox/exercises.ipynb #dfa56538
+def _lent_look(candidate: Candidate, other: Candidate, number: int, state: dict):
+    "A function that looks at a part of a trial in the other's module with the weights given."
+    lent, trial = other.lent(number), candidate.exercise.trials[number]
+    lent.module.load_state_dict(state, strict=False)
+    return lambda part: watch_part(lent, trial, number, part)
+
 # %% ../nbs/toolbox/exercises.ipynb #4ae9ad34
-def side_by_side(candidate: Candidate, other: Candidate, phase: str, limit: int | None = None) -> Iterator[tuple[Seen, Seen]]:
+def side_by_side(
+    candidate: Candidate, other: Candidate, phase: str, limit: int | None = None,
+) -> Iterator[tuple[Seen, Seen]]:
     "What two of them do, part by part; modules with the candidate's weights in both."
     modules = candidate.exercise.is_module
     for number, trial in enumerate(candidate.exercise.trials):
         parts = parts_of(trial, phase, modules)
         if not parts or not candidate.takes(trial.get("optional")):
             continue
-        looks = [functools.partial(c.look, number) for c in (candidate, other)]
         if modules:
-            built = [candidate.built(number), other.built(number)]
-            if any(b.module is None for b in built):
-                yield tuple(Seen(error=b.error, value=None if b.error else 0) for b in built)
-                continue
-            *looks, verdict = alongside(candidate, other, number, limit)
-            limit = FEW if limit is None and verdict == "differs" else limit
-            if phase == "double":
-                yield Seen(value=Weights(has_all_weights(*(b.module for b in built)))), Seen(value=Weights(True))
-        for part in parts:
-            yield tuple(look(part) for look in looks)
+            limit = yield from _trial_of_modules(candidate, other, number, phase, limit)
+        else:
+            yield from ((candidate.look(number, part), other.look(number, part)) for part in parts)
     if phase == "double":
         yield from zip(candidate.refusals(), other.refusals())
+
+# %% ../nbs/toolbox/exercises.ipynb #7320bdd9
+def _trial_of_modules(
+    candidate: Candidate, other: Candidate, number: int, phase: str, limit: int | None,
+):
+    "One trial of two modules, part by part; gives back the limit for the trials after it."
+    built = [candidate.built(number), other.built(number)]
+    if any(b.module is None for b in built):
+        yield tuple(Seen(error=b.error, value=None if b.error else 0) for b in built)
+        return limit
+    *looks, verdict = alongside(candidate, other, number, limit)
+    if phase == "double":
+        enough = has_all_weights(*(b.module for b in built))
+        yield Seen(value=Weights(enough)), Seen(value=Weights(True))
+    for part in parts_of(candidate.exercise.trials[number], phase, True):
+        yield tuple(look(part) for look in looks)
+    return FEW if limit is None and verdict == "differs" else limit
 
 # %% ../nbs/toolbox/exercises.ipynb #f583dc8b
 @dataclass
@@ -595,25 +707,43 @@ class Comparison:
         return not self.stopped and len(self.seen) == len(self.other) and not self.differing
 
 # %% ../nbs/toolbox/exercises.ipynb #a7d62ec9
-def compare(candidate: Candidate, other: Candidate, earlier: Comparison | None = None, limit: int | None = None) -> Comparison:
+def compare(
+    candidate: Candidate, other: Candidate,
+    earlier: Comparison | None = None, limit: int | None = None,
+) -> Comparison:
     "Two answers side by side."
-    found, explained, strange = Comparison([], []), False, 0
+    found, suspicion = Comparison([], []), _Suspicion(earlier)
     for phase in PHASES:
         for mine, others in side_by_side(candidate, other, phase, limit):
-            number = len(found.seen)
             found.seen.append(mine)
             found.other.append(others)
-            if earlier is not None and not explained:
-                alike_here, differs = same(mine, others), number in earlier.differing
-                explained, strange = differs and alike_here, strange + (not differs and not alike_here)
-                if (differs and not explained) or strange > 2:
-                    found.stopped = True
-                    return found
-        if (earlier or found).differing and (earlier is None or len(earlier.seen) == len(found.seen)):
+            if suspicion.fails(len(found.seen) - 1, mine, others):
+                found.stopped = True
+                return found
+        complete = earlier is None or len(earlier.seen) == len(found.seen)
+        if (earlier or found).differing and complete:
             break
         found.__dict__.pop("differing", None)
     found.__dict__.pop("differing", None)
     return found
+
+# %% ../nbs/toolbox/exercises.ipynb #6832a24a
+@dataclass
+class _Suspicion:
+    "That an answer makes a known mistake, while the two are compared part by part."
+
+    earlier: Comparison | None  # of the answer with the reference
+    explained: bool = False  # the first part that differs from the reference
+    strange: int = 0  # parts like the reference's, and not like the mistake's
+
+    def fails(self, number: int, mine: Seen, others: Seen) -> bool:
+        "Whether the part of that number refutes it; nothing does once a difference is explained."
+        if self.earlier is None or self.explained:
+            return False
+        alike_here, differs = same(mine, others), number in self.earlier.differing
+        self.explained = differs and alike_here
+        self.strange += not differs and not alike_here
+        return (differs and not self.explained) or self.strange > 2
 
 # %% ../nbs/toolbox/exercises.ipynb #d6b4e728
 def source_of(name: str) -> str:
@@ -629,59 +759,96 @@ def variant(exercise: Exercise, mistake: Mistake):
 def _variant(name: str, mistake_id: str):
     exercise = find(name)
     mistake = next(m for m in exercise.mistakes if m.id == mistake_id)
-    source = mistake.code or source_of(exercise.name)
-    for old, new in mistake.change.items():
-        if old not in source:
-            raise ValueError(f"{exercise.name}, {mistake.id}: the reference has no {old!r}")
-        source = source.replace(old, new)
+    source = _mistaken_source(exercise, mistake)
     scope = dict(vars(import_module(f"vit_course.{exercise.module}")))
     for text in (mistake.extra, source):
         exec(compile(textwrap.dedent(text), f"<{mistake.id}>", "exec"), scope)
     return scope[exercise.name]
 
+# %% ../nbs/toolbox/exercises.ipynb #3e7ce403
+def _mistaken_source(exercise: Exercise, mistake: Mistake) -> str:
+    "The code of a mistake; `ValueError` if a text to change is not in the reference."
+    source = mistake.code or source_of(exercise.name)
+    for old, new in mistake.change.items():
+        if old not in source:
+            raise ValueError(f"{exercise.name}, {mistake.id}: the reference has no {old!r}")
+        source = source.replace(old, new)
+    return source
+
 # %% ../nbs/toolbox/exercises.ipynb #174593e9
 def recognise(candidate: Candidate, found: Comparison) -> Mistake | None:
-    "The known mistake that does what the candidate does; if none does all of it, the one that explains most of what differs."
+    """The known mistake that does what the candidate does.
+
+    If none does all of it, the one that explains most of what differs.
+    """
     for limit in (1, None):  # first with the likeliest reading of the weights alone
-        best, most = None, 0.5
-        for mistake in candidate.exercise.mistakes:
-            other = known(candidate.exercise.name, mistake.id)
-            if not _screened(candidate, other, found, limit):
-                continue
-            wrong = compare(candidate, other, found, limit)
-            if wrong.agrees:
-                return mistake
-            if not wrong.stopped and len(wrong.seen) == len(found.seen):
-                explained = len(set(found.differing) - set(wrong.differing)) / max(1, len(found.differing))
-                share = explained - 0.01 * len(set(wrong.differing) - set(found.differing))
-                if share > most:
-                    best, most = mistake, share
+        best = _nearest(candidate, found, limit)
         if best or not candidate.exercise.is_module or _laid_out_alike(candidate):
             return best
     return None
 
+# %% ../nbs/toolbox/exercises.ipynb #50b9f995
+def _nearest(candidate: Candidate, found: Comparison, limit: int | None) -> Mistake | None:
+    "The first mistake that agrees, else the one that explains most, if that is more than half."
+    best, most = None, 0.5
+    for mistake in candidate.exercise.mistakes:
+        other = known(candidate.exercise.name, mistake.id)
+        if not _screened(candidate, other, found, limit):
+            continue
+        wrong = compare(candidate, other, found, limit)
+        if wrong.agrees:
+            return mistake
+        share = _explained(found, wrong)
+        if share > most:
+            best, most = mistake, share
+    return best
+
+# %% ../nbs/toolbox/exercises.ipynb #77136bba
+def _explained(found: Comparison, wrong: Comparison) -> float:
+    "The share of the differences that a mistake explains, less a little for each of its own."
+    if wrong.stopped or len(wrong.seen) != len(found.seen):
+        return 0.0
+    mine, others = set(found.differing), set(wrong.differing)
+    return len(mine - others) / max(1, len(mine)) - 0.01 * len(others - mine)
+
 # %% ../nbs/toolbox/exercises.ipynb #f263b87e
 def _laid_out_alike(candidate: Candidate) -> bool:
-    "Whether names and shapes of the weights are the reference's: then the likeliest reading is the only one."
+    """Whether names and shapes of the weights are the reference's.
+
+    Then the likeliest reading is the only one.
+    """
     pair = [candidate.built(0), known(candidate.exercise.name).built(0)]
-    shapes = [None if b.module is None else {n: p.shape for n, p in b.module.named_parameters()} for b in pair]
+    shapes = [_shapes(b.module) for b in pair]
     return shapes[0] == shapes[1]
+
+
+def _shapes(module: nn.Module | None) -> dict | None:
+    "Names and shapes of a module's weights."
+    return None if module is None else {n: p.shape for n, p in module.named_parameters()}
 
 # %% ../nbs/toolbox/exercises.ipynb #24934729
 def _screened(candidate: Candidate, other: Candidate, found: Comparison, limit: int | None) -> bool:
-    "Whether a mistake does what the candidate does in the first plain call that differs; True if that is not so quick to say."
+    """Whether a mistake does what the candidate does in the first plain call that differs.
+
+    True if that is not so quick to say.
+    """
     first = found.seen[found.differing[0]] if found.differing else None
     if first is None or first.origin is None:
         return True
     number, part = first.origin
     if not candidate.exercise.is_module:
-        parts = [(n, p) for n, trial in enumerate(candidate.exercise.trials) for p in parts_of(trial, "double", False)]
-        before = parts[: parts.index((number, part)) + 1]  # all of them, since a function may remember what it did
-        return same(first, [other.look(*p) for p in before][-1])
+        return same(first, _look_in_turn(other, candidate.exercise.trials, first.origin))
     if candidate.built(number).module is None or other.built(number).module is None:
         return True
     _, look, verdict = alongside(candidate, other, number, limit)
     return verdict != "fits" or same(first, look(part))
+
+# %% ../nbs/toolbox/exercises.ipynb #97d89c70
+def _look_in_turn(candidate: Candidate, trials: list, origin: tuple) -> Seen:
+    "What a function does in a call, after all calls before it: it may remember what it did."
+    parts = [(n, p) for n, trial in enumerate(trials) for p in parts_of(trial, "double", False)]
+    before = parts[: parts.index(origin) + 1]
+    return [candidate.look(*p) for p in before][-1]
 
 # %% ../nbs/toolbox/exercises.ipynb #2e1fa5fa
 def describe(seen, wanted) -> tuple[str, str]:
@@ -690,23 +857,37 @@ def describe(seen, wanted) -> tuple[str, str]:
         return _describe_error(seen.error)
     if isinstance(wanted.value, Refusal):
         return _describe_refusal(seen.value)
-    if isinstance(wanted.value, Weights):
-        return "missing-weights", "It has fewer trainable weights than it needs: is a layer missing, shared, or frozen?"
-    if isinstance(wanted.value, Start):
-        return "start-values", "The weights do not start as they should: look at mean and deviation of the initialisation."
-    if isinstance(wanted.value, Chance):
-        return "dropout", "In training mode, what is dropped or how it is scaled differs from what is asked."
+    if isinstance(wanted.value, (Weights, Start, Chance)):
+        return _LACKING[type(wanted.value)]
+    return _describe_call(seen, wanted)
+
+# %% ../nbs/toolbox/exercises.ipynb #a5c22c1c
+_LACKING = {
+    Weights: ("missing-weights", "It has fewer trainable weights than it needs: "
+              "is a layer missing, shared, or frozen?"),
+    Start: ("start-values", "The weights do not start as they should: "
+            "look at mean and deviation of the initialisation."),
+    Chance: ("dropout", "In training mode, what is dropped or how it is scaled "
+             "differs from what is asked."),
+}
+
+# %% ../nbs/toolbox/exercises.ipynb #df8b6b67
+def _describe_call(seen, wanted) -> tuple[str, str]:
+    "What differs in a call that came to its end."
     if seen.value is None and wanted.value is not None:
         return "no-return", "It returns None: is the `return` missing?"
     if seen.changed and not wanted.changed:
-        return "in-place", "It changes its input in place: the caller's tensor is altered. Make a new one."
+        return "in-place", ("It changes its input in place: the caller's tensor is altered. "
+                            "Make a new one.")
     if seen.drew and not wanted.drew:
-        return "random-state", "It draws from, or sets, the global random state, which nothing here should."
+        return "random-state", ("It draws from, or sets, the global random state, "
+                                "which nothing here should.")
     if wanted.value is True or wanted.value is False:
         return _describe_flag(wanted)
     if not alike(seen.value, wanted.value):
         return describe_values(seen.value, wanted.value)
-    return "no-gradient", "The values are right, but gradients do not flow back as they should: look for `detach`, `.data`, `no_grad`."
+    return "no-gradient", ("The values are right, but gradients do not flow back as they should: "
+                           "look for `detach`, `.data`, `no_grad`.")
 
 # %% ../nbs/toolbox/exercises.ipynb #8f80f874
 def _describe_flag(wanted):
@@ -721,37 +902,61 @@ def _describe_error(error) -> tuple[str, str]:
     text, kind = str(error).strip().split("\n")[0][:200], type(error).__name__
     if isinstance(error, NotImplementedError) and "not implemented for" not in text:
         return "unfinished", "A part is still empty: `NotImplementedError` was raised."
+    said = _describe_message(text) or _describe_name(error, text) or _describe_format(kind, text)
+    return said or ("error", f"{kind}: {text}")
+
+# %% ../nbs/toolbox/exercises.ipynb #ff8fa53f
+def _describe_message(text: str) -> tuple[str, str] | None:
+    "An error that is known by its text."
     if "before Module.__init__() call" in text:
         return "no-super-init", "`super().__init__()` must come first in `__init__`."
     if "unexpected keyword argument" in text:
         return "signature", (
-            f"{text}. If that is your own function or class, an option of its signature is missing: keep names and defaults. "
+            f"{text}. If that is your own function or class, "
+            "an option of its signature is missing: keep names and defaults. "
             "If it is one that you call, it has no option of that name."
         )
     if "in-place operation" in text:
         return "in-place", (
-            "It changes a tensor in place that needs a gradient. An input is the caller's: make a new tensor. "
+            "It changes a tensor in place that needs a gradient. "
+            "An input is the caller's: make a new tensor. "
             "For the start values of an nn.Parameter, compute them first, or use torch.no_grad()."
         )
+    return None
+
+# %% ../nbs/toolbox/exercises.ipynb #c951b5f6
+def _describe_name(error, text: str) -> tuple[str, str] | None:
+    "A name that does not exist."
     if isinstance(error, AttributeError) and "'NoneType' object" in text:
-        return "error", f"{text}: something here is None. Does a function that you call lack its `return`?"
+        return "error", (f"{text}: something here is None. "
+                         "Does a function that you call lack its `return`?")
     if isinstance(error, AttributeError) and "has no attribute" in text:
-        return "misspelt-name", f"A name does not exist: {text}. Is it misspelt, here or where it is set?"
+        return "misspelt-name", (f"A name does not exist: {text}. "
+                                 "Is it misspelt, here or where it is set?")
     if isinstance(error, NameError):
-        return "misspelt-name", f"A name does not exist: {text}. Is it misspelt, or imported further up?"
-    if "double" in text.lower() and "float" in text.lower().replace("float64", ""):
-        return "float64", f"Tensors of 32 and of 64 bits meet: {kind}: {text}. Make new tensors in the input's dtype."
-    if "double" in text.lower():  # calls are made in 64 bits first
-        return "float64", f"It fails for tensors in 64 bits: {kind}: {text}. Make new tensors in the input's dtype."
-    return "error", f"{kind}: {text}"
+        return "misspelt-name", (f"A name does not exist: {text}. "
+                                 "Is it misspelt, or imported further up?")
+    return None
+
+# %% ../nbs/toolbox/exercises.ipynb #dff1e97a
+def _describe_format(kind: str, text: str) -> tuple[str, str] | None:
+    "Numbers of 64 bits where they do not fit."
+    said, advice = text.lower(), "Make new tensors in the input's dtype."
+    if "double" in said and "float" in said.replace("float64", ""):
+        return "float64", f"Tensors of 32 and of 64 bits meet: {kind}: {text}. {advice}"
+    if "double" in said:  # calls are made in 64 bits first
+        return "float64", f"It fails for tensors in 64 bits: {kind}: {text}. {advice}"
+    return None
 
 # %% ../nbs/toolbox/exercises.ipynb #2313bd22
 def _describe_refusal(refusal: Refusal) -> tuple[str, str]:
     "A call that should have been refused."
     if refusal.verdict == "no error":
-        return "no-error", f"`{refusal.call}` cannot work, and nothing was raised: a `ValueError` is asked for."
+        return "no-error", (f"`{refusal.call}` cannot work, and nothing was raised: "
+                            "a `ValueError` is asked for.")
     kind = type(refusal.error).__name__
-    return "other-error", f"`{refusal.call}` cannot work; a `ValueError` is asked for, and `{kind}` was raised."
+    return "other-error", (f"`{refusal.call}` cannot work; a `ValueError` is asked for, "
+                           f"and `{kind}` was raised.")
 
 # %% ../nbs/toolbox/exercises.ipynb #f1e32556
 def describe_values(value, wanted) -> tuple[str, str]:
@@ -763,17 +968,26 @@ def describe_values(value, wanted) -> tuple[str, str]:
                 return describe_values(a, b)
     if not (isinstance(value, Tensor) and isinstance(wanted, Tensor)):
         return "type", f"It returns {_kind(value)}, where {_kind(wanted)} is asked for."
+    return _describe_tensors(value, wanted)
+
+# %% ../nbs/toolbox/exercises.ipynb #8e5d6f0f
+def _describe_tensors(value: Tensor, wanted: Tensor) -> tuple[str, str]:
+    "How two tensors differ."
     if value.shape != wanted.shape:
         return _describe_shape(tuple(value.shape), tuple(wanted.shape))
     if value.dtype != wanted.dtype:
-        return "dtype", f"The result comes back as {value.dtype}; it should be {wanted.dtype}, as the input."
+        return "dtype", (f"The result comes back as {value.dtype}; "
+                         f"it should be {wanted.dtype}, as the input.")
     if value.is_floating_point() and value.isnan().any():
-        return "nan", "The result has NaN in it: a division by 0, or a softmax over nothing but minus infinity?"
+        return "nan", ("The result has NaN in it: a division by 0, "
+                       "or a softmax over nothing but minus infinity?")
     return _describe_numbers(value.detach().double().flatten(), wanted.detach().double().flatten())
 
 # %% ../nbs/toolbox/exercises.ipynb #0e1f2bf4
 def _as_list(value):
-    return list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, (list, tuple)) else None
+    if isinstance(value, dict):
+        return list(value.values())
+    return list(value) if isinstance(value, (list, tuple)) else None
 
 # %% ../nbs/toolbox/exercises.ipynb #60ea8290
 def _kind(value):
@@ -782,14 +996,17 @@ def _kind(value):
         return f"a {type(value).__name__} of {len(value)}"
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
-    return "None" if value is None else f"{value!r}"[:60] if isinstance(value, (int, float, str, bool)) else type(value).__name__
+    if value is None:
+        return "None"
+    return f"{value!r}"[:60] if isinstance(value, (int, float, str, bool)) else type(value).__name__
 
 # %% ../nbs/toolbox/exercises.ipynb #dd2fbcf5
 def _describe_shape(got: tuple, wanted: tuple) -> tuple[str, str]:
     "Two shapes that differ."
     said = f"The shape is {got}; it should be {wanted}"
     if len(wanted) > 1 and got == wanted[1:]:
-        return "no-batch-axis", f"{said}: the first axis is lost (the batch's, where there is a batch)."
+        return "no-batch-axis", (f"{said}: the first axis is lost "
+                                 "(the batch's, where there is a batch).")
     if sorted(got) == sorted(wanted):
         return "axes-swapped", f"{said}: the right axes in another order."
     if math.prod(got) == math.prod(wanted):
@@ -800,21 +1017,29 @@ def _describe_shape(got: tuple, wanted: tuple) -> tuple[str, str]:
 def _describe_numbers(got: Tensor, wanted: Tensor) -> tuple[str, str]:
     "Two flat tensors of one size whose numbers differ."
     if alike(got.sort().values, wanted.sort().values):
-        return "order", "All the right numbers, in the wrong order: look at how axes are cut, swapped and merged."
+        return "order", ("All the right numbers, in the wrong order: "
+                         "look at how axes are cut, swapped and merged.")
     scale = (got @ wanted) / (wanted @ wanted).clamp(min=1e-30)
     if scale.abs() > 1e-6 and alike(got / scale, wanted):
         return "factor", f"All numbers are {scale:.4g} times what they should be."
     shift = (got - wanted).mean()
     if alike(got - shift, wanted):
         return "shift", f"All numbers are off by {shift:.4g}."
-    share = ((got - wanted).abs() <= 1e-4 * wanted.abs().max().clamp(min=1e-12)).double().mean()
+    return "values", _how_far(got, wanted)
+
+# %% ../nbs/toolbox/exercises.ipynb #f0991920
+def _how_far(got: Tensor, wanted: Tensor) -> str:
+    "How many numbers of two flat tensors agree, or how far nearly right ones are off."
+    far = (got - wanted).abs()
+    share = (far <= 1e-4 * wanted.abs().max().clamp(min=1e-12)).double().mean()
     if share > 0.995:
-        far = (got - wanted).abs().max()
-        return "values", f"The numbers are nearly right: the largest difference is {far:.1e}. Look at an eps, a constant or an approximation."
-    return "values", f"The shape is right, the numbers are not: {share:.0%} of them agree."
+        return (f"The numbers are nearly right: the largest difference is {far.max():.1e}. "
+                "Look at an eps, a constant or an approximation.")
+    return f"The shape is right, the numbers are not: {share:.0%} of them agree."
 
 # %% ../nbs/toolbox/exercises.ipynb #9392b4a2
 _EMPTY_NAMES = {"NotImplementedError", "super", "__init__", "__class__"}
+_WORK = ("JUMP", "STORE", "BINARY", "COMPARE", "BUILD", "FOR", "YIELD", "UNARY")  # of bytecode
 
 
 def is_empty(function) -> bool:
@@ -824,10 +1049,11 @@ def is_empty(function) -> bool:
     if not set(function.__code__.co_names) <= _EMPTY_NAMES:
         return False
     steps = [(i.opname, i.argval) for i in dis.get_instructions(function)]
-    works = any(name.startswith(("JUMP", "STORE", "BINARY", "COMPARE", "BUILD", "FOR", "YIELD", "UNARY")) for name, _ in steps)
+    works = any(name.startswith(_WORK) for name, _ in steps)
     reads = [value for name, value in steps if name.startswith("LOAD_FAST")]
     gives = [value for name, value in steps if name in ("LOAD_CONST", "RETURN_CONST")]
-    return not works and set(reads) <= {"self"} and all(isinstance(v, (type(None), type(...), str)) for v in gives)
+    says_nothing = all(isinstance(v, (type(None), type(...), str)) for v in gives)
+    return not works and set(reads) <= {"self"} and says_nothing
 
 # %% ../nbs/toolbox/exercises.ipynb #320dbed2
 def methods_of(cls) -> dict:
@@ -841,28 +1067,32 @@ def untouched(obj, exercise: Exercise) -> bool:
     if not inspect.isclass(obj):
         return is_empty(inspect.unwrap(obj)) if callable(obj) else False
     given = methods_of(exercise.reference) if inspect.isclass(exercise.reference) else {}
-    written = [m for n, m in methods_of(obj).items() if not (n in given and _same_code(m, given[n]))]
+    written = [m for n, m in methods_of(obj).items()
+               if not (n in given and _same_code(m, given[n]))]
     return bool(written) and all(is_empty(m) for m in written)
 
 
 def _same_code(a: FunctionType, b: FunctionType) -> bool:
-    "Whether two functions use the same names; their bytes may differ from where they were compiled."
-    return (a.__code__.co_names, a.__code__.co_varnames) == (b.__code__.co_names, b.__code__.co_varnames)
+    "Whether two functions use the same names; bytes may differ from where they were compiled."
+    names = [(f.__code__.co_names, f.__code__.co_varnames) for f in (a, b)]
+    return names[0] == names[1]
 
 # %% ../nbs/toolbox/exercises.ipynb #e7b4a686
 def misspelt_method(obj, exercise: Exercise) -> tuple[str, str] | None:
     "A method that the reference has and the answer has not, next to one of nearly that name."
     if not (inspect.isclass(obj) and inspect.isclass(exercise.reference)):
         return None
-    missing = [m for m in ("__init__", "forward") if m in methods_of(exercise.reference) and m not in _inherited(obj)]
+    given, own = methods_of(exercise.reference), methods_of(obj)
+    missing = [m for m in ("__init__", "forward") if m in given and m not in _inherited(obj)]
     for wanted in missing:
-        near = difflib.get_close_matches(wanted, set(methods_of(obj)) - set(methods_of(exercise.reference)), 1, 0.6)
+        near = difflib.get_close_matches(wanted, set(own) - set(given), 1, 0.6)
         if near:
-            return "misspelt-method", f"The class has a method `{near[0]}`, but `{wanted}` is what is called: a typing slip."
+            return "misspelt-method", (f"The class has a method `{near[0]}`, but `{wanted}` "
+                                       "is what is called: a typing slip.")
         return "missing-method", f"The class has no method `{wanted}`."
     return None
 
-
+# %% ../nbs/toolbox/exercises.ipynb #ba715705
 def _inherited(cls) -> set[str]:
     "Methods that a class has of its own or from a class of the learner's or the course's."
     return {n for c in cls.__mro__ if c not in nn.Module.__mro__ for n in methods_of(c)}
@@ -875,16 +1105,30 @@ def loose_parts(module: nn.Module) -> tuple[str, str] | None:
         for name, value in vars(owner).items():
             if name in ("_parameters", "_buffers", "_modules"):
                 continue
-            parts = list(value.values()) if isinstance(value, dict) else value
-            if isinstance(parts, (list, tuple)) and any(isinstance(p, (nn.Module, nn.Parameter)) and id(p) not in found for p in parts):
-                return "not-registered", (f"`self.{name}` is a plain list: PyTorch does not find the weights in it, and no optimizer "
-                                          f"will. Use nn.ModuleList, nn.Sequential or nn.ParameterList.")
-            if isinstance(value, Tensor) and value.requires_grad and not isinstance(value, nn.Parameter):
-                return "not-registered", f"`self.{name}` is a tensor, not an nn.Parameter: no optimizer will find it."
+            slip = _loose_part(name, value, found)
+            if slip:
+                return slip
+    return None
+
+# %% ../nbs/toolbox/exercises.ipynb #94473e33
+def _loose_part(name: str, value, found: set[int]) -> tuple[str, str] | None:
+    "What is wrong with an attribute in which weights are hidden."
+    parts = list(value.values()) if isinstance(value, dict) else value
+    parts = parts if isinstance(parts, (list, tuple)) else []
+    if any(isinstance(p, (nn.Module, nn.Parameter)) and id(p) not in found for p in parts):
+        return "not-registered", (
+            f"`self.{name}` is a plain list: PyTorch does not find the weights in it, "
+            "and no optimizer will. Use nn.ModuleList, nn.Sequential or nn.ParameterList."
+        )
+    is_tensor = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+    if is_tensor and value.requires_grad:
+        return "not-registered", (f"`self.{name}` is a tensor, not an nn.Parameter: "
+                                  "no optimizer will find it.")
     return None
 
 # %% ../nbs/toolbox/exercises.ipynb #d0254e14
-MARKS = {"right": ("✓", "#178a62"), "wrong": ("✗", "#d0453b"), "error": ("!", "#c06f10"), "not attempted": ("○", "#7a8290")}
+MARKS = {"right": ("✓", "#178a62"), "wrong": ("✗", "#d0453b"),
+         "error": ("!", "#c06f10"), "not attempted": ("○", "#7a8290")}
 
 # %% ../nbs/toolbox/exercises.ipynb #4e5b2d20
 @dataclass
@@ -900,23 +1144,41 @@ class Outcome:
     of: int = 0  # points that a right answer earns
 
     def __str__(self):
-        lines = [f"{MARKS[self.status][0]} {self.exercise}: {self.status} · {self.points} of {self.of} points"]
-        lines += [self.hint] if self.hint else []
-        lines += [f"Look at: {self.see}"] if self.see else []
-        lines += [f"({self.cause})"] if self.cause else []
-        return "\n".join(textwrap.fill(line, 100, initial_indent="  " if i else "", subsequent_indent="  ") for i, line in enumerate(lines))
+        return _as_text(self)
 
     __repr__ = __str__
 
     def _repr_html_(self):
-        mark, colour = MARKS[self.status]
-        more = "".join(f"<div>{_inline(t)}</div>" for t in (self.hint, f"Look at: {self.see}" if self.see else "") if t)
-        return panel(f"<b>{mark} {html.escape(self.exercise)}: {self.status}</b> · {self.points} of {self.of} points{more}", colour)
+        return _as_box(self)
+
+# %% ../nbs/toolbox/exercises.ipynb #a6193e7f
+def _as_text(outcome: Outcome) -> str:
+    "An outcome for terminals."
+    points = f"{outcome.points} of {outcome.of} points"
+    lines = [f"{MARKS[outcome.status][0]} {outcome.exercise}: {outcome.status} · {points}"]
+    lines += [outcome.hint] if outcome.hint else []
+    lines += [f"Look at: {outcome.see}"] if outcome.see else []
+    lines += [f"({outcome.cause})"] if outcome.cause else []
+    fill = functools.partial(textwrap.fill, width=100, subsequent_indent="  ")
+    return "\n".join(fill(line, initial_indent="  " if i else "") for i, line in enumerate(lines))
+
+# %% ../nbs/toolbox/exercises.ipynb #8299a5fa
+def _as_box(outcome: Outcome) -> str:
+    "An outcome for notebooks, as HTML."
+    mark, colour = MARKS[outcome.status]
+    said = [outcome.hint, f"Look at: {outcome.see}" if outcome.see else ""]
+    more = "".join(f"<div>{_inline(t)}</div>" for t in said if t)
+    head = f"<b>{mark} {html.escape(outcome.exercise)}: {outcome.status}</b>"
+    return panel(f"{head} · {outcome.points} of {outcome.of} points{more}", colour)
 
 # %% ../nbs/toolbox/exercises.ipynb #058f335b
 def panel(inside: str, colour: str) -> str:
-    "A box with a coloured edge; text in the page's own colour, so that it reads on light and dark pages."
-    return f'<div style="border-left:5px solid {colour};padding:.4em .8em;margin:.3em 0;line-height:1.5">{inside}</div>'
+    """A box with a coloured edge.
+
+    Text has the page's own colour, so that it reads on light and dark pages.
+    """
+    style = f"border-left:5px solid {colour};padding:.4em .8em;margin:.3em 0;line-height:1.5"
+    return f'<div style="{style}">{inside}</div>'
 
 
 def _inline(text: str) -> str:
@@ -938,12 +1200,10 @@ def earned() -> dict[str, int]:
     except OSError:
         return best
     for line in lines:
-        try:
+        with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
             entry = json.loads(line)
             name, points = str(entry["exercise"]), int(entry["points"])
-        except (ValueError, KeyError, TypeError, OverflowError):
-            continue
-        best[name] = max(best.get(name, 0), points)
+            best[name] = max(best.get(name, 0), points)
     return best
 
 # %% ../nbs/toolbox/exercises.ipynb #785233c3
@@ -951,7 +1211,8 @@ def record(outcome: Outcome) -> str:
     "Keep an outcome's points; what went wrong with that, in words."
     if outcome.points <= earned().get(outcome.exercise, 0):
         return ""
-    line = json.dumps({"exercise": outcome.exercise, "points": outcome.points, "time": time.strftime("%Y-%m-%dT%H:%M:%S")})
+    entry = {"exercise": outcome.exercise, "points": outcome.points}
+    line = json.dumps(entry | {"time": time.strftime("%Y-%m-%dT%H:%M:%S")})
     try:
         with progress_file().open("a", encoding="utf-8") as file:
             file.write("\n" * _cut_off(progress_file()) + line + "\n")
@@ -959,7 +1220,7 @@ def record(outcome: Outcome) -> str:
         return f"The points could not be kept in {progress_file()}: {error.strerror}."
     return ""
 
-
+# %% ../nbs/toolbox/exercises.ipynb #87b1ff17
 def _cut_off(file: Path) -> bool:
     "Whether the file's last line was not finished."
     data = file.read_bytes()[-1:]
@@ -975,19 +1236,31 @@ def check(
 ) -> Outcome:
     """Grade an answer: right, wrong, error or not attempted, with the cause and where to look.
 
-    A right answer's points go to `progress_file()`; ours replaces an answer that nobody has begun. `ValueError` if no exercise has that name.
+    A right answer's points go to `progress_file()`; ours replaces an answer that nobody has begun.
+    `ValueError` if no exercise has that name.
     """
     exercise = _exercise_of(obj, name)
     namespace = sys._getframe(1).f_globals
     if stands_in(obj, exercise, namespace) or untouched(obj, exercise):
         return _not_attempted(obj, exercise, namespace)
     outcome = grade(obj, exercise)
-    if outcome.status == "right" and str(getattr(obj, "__module__", "")).startswith("vit_course."):
-        outcome.points, outcome.hint = 0, "This is the course's own, so it earns no points: run the cell with your answer, then check again."
-        return outcome
-    if outcome.status == "right":
+    return _recorded(outcome, obj) if outcome.status == "right" else outcome
+
+# %% ../nbs/toolbox/exercises.ipynb #cf1e44b6
+def _recorded(outcome: Outcome, obj) -> Outcome:
+    "A right answer's outcome, its points kept; the course's own earns none."
+    if _is_ours(obj):
+        outcome.points = 0
+        outcome.hint = ("This is the course's own, so it earns no points: "
+                        "run the cell with your answer, then check again.")
+    else:
         outcome.hint = " ".join(filter(None, [outcome.hint, record(outcome)]))
     return outcome
+
+
+def _is_ours(obj) -> bool:
+    "Whether an object comes from the course's package."
+    return str(getattr(obj, "__module__", "")).startswith("vit_course.")
 
 # %% ../nbs/toolbox/exercises.ipynb #62b84e1c
 def _exercise_of(obj, name: str | None) -> Exercise:
@@ -995,7 +1268,9 @@ def _exercise_of(obj, name: str | None) -> Exercise:
     if name is None and isinstance(obj, str):
         raise ValueError(f"check takes the object, without quotes: check({obj})")
     if name is None and not hasattr(obj, "__name__"):
-        raise ValueError(f"check takes a function or a class, not an object of {type(obj).__name__}; or say which exercise: check(obj, 'NAME')")
+        kind = type(obj).__name__
+        raise ValueError(f"check takes a function or a class, not an object of {kind}; "
+                         "or say which exercise: check(obj, 'NAME')")
     return find(name or obj.__name__)
 
 # %% ../nbs/toolbox/exercises.ipynb #df2d7ef5
@@ -1004,42 +1279,61 @@ def grade(obj, exercise: Exercise) -> Outcome:
     if torch.get_default_device().type != "cpu":
         say = "`check` works on the CPU: run torch.set_default_device('cpu'), then check again."
         return Outcome("error", exercise.name, 0, say, "default-device", of=exercise.points)
-    status, cause, say, see = "error", "too-long", f"It was not finished after {SECONDS:g} seconds: is there a loop without an end?", ""
+    status, cause, say, see = _guarded_verdict(obj, exercise)
+    points = exercise.points if status == "right" else 0
+    return Outcome(status, exercise.name, points, say, cause, see, exercise.points)
+
+# %% ../nbs/toolbox/exercises.ipynb #bb890959
+def _guarded_verdict(obj, exercise: Exercise) -> tuple[str, str | None, str, str]:
+    "As `_verdict`, whatever the answer does and however long it takes."
+    late = f"It was not finished after {SECONDS:g} seconds: is there a loop without an end?"
+    verdict = "error", "too-long", late, ""
     try:
         with untouched_world(SECONDS):
-            status, cause, say, see = _verdict(obj, exercise)
+            verdict = _verdict(obj, exercise)
     except TookTooLong:
         known.cache_clear()  # one of them may have been stopped half-way
     except KeyboardInterrupt:
         known.cache_clear()
         raise
     except BaseException as error:
-        status, (cause, say), see = "error", _describe_error(error), exercise.section
-    points = exercise.points if status == "right" else 0
-    return Outcome(status, exercise.name, points, say, cause, see, exercise.points)
+        verdict = "error", *_describe_error(error), exercise.section
+    return verdict
 
 # %% ../nbs/toolbox/exercises.ipynb #f2a1481d
 def _verdict(obj, exercise: Exercise) -> tuple[str, str | None, str, str]:
     "Status, cause, sentence and place."
-    slip = misspelt_method(obj, exercise) or _wrong_kind(obj, exercise)
+    candidate = Candidate(obj, exercise)
+    slip = misspelt_method(obj, exercise) or _wrong_kind(obj, exercise) or _unregistered(candidate)
     if slip:
         return "wrong", *slip, exercise.section
-    candidate = Candidate(obj, exercise)
-    module = candidate.built(0).module if exercise.is_module else None
-    loose = loose_parts(module) if module is not None else None
-    if loose:
-        return "wrong", *loose, exercise.section
     found = compare(candidate, known(exercise.name))
     if found.agrees:
-        return "right", *_remark(obj, exercise, module)
-    mistake = None
-    try:
-        mistake = recognise(candidate, found)
-    except TookTooLong:
-        known.cache_clear()
+        return "right", *_remark(obj, exercise, _first_module(candidate))
+    mistake = _recognised_in_time(candidate, found)
     if mistake:
         return "wrong", mistake.id, mistake.say, mistake.see or exercise.section
     return _unknown(obj, exercise, found)
+
+# %% ../nbs/toolbox/exercises.ipynb #837f3817
+def _first_module(candidate: Candidate) -> nn.Module | None:
+    "The module of the first trial; None for a function, or if it could not be built."
+    return candidate.built(0).module if candidate.exercise.is_module else None
+
+
+def _unregistered(candidate: Candidate) -> tuple[str, str] | None:
+    "Layers or weights of the candidate's module that PyTorch cannot find."
+    module = _first_module(candidate)
+    return loose_parts(module) if module is not None else None
+
+
+def _recognised_in_time(candidate: Candidate, found: Comparison) -> Mistake | None:
+    "As `recognise`; None if time is over before."
+    try:
+        return recognise(candidate, found)
+    except TookTooLong:
+        known.cache_clear()
+        return None
 
 # %% ../nbs/toolbox/exercises.ipynb #fca9c01c
 def _wrong_kind(obj, exercise: Exercise):
@@ -1049,12 +1343,13 @@ def _wrong_kind(obj, exercise: Exercise):
         return "kind", f"A {wanted} is asked for."
     return None if callable(obj) else ("kind", f"A {wanted} is asked for, not {_kind(obj)}.")
 
-
+# %% ../nbs/toolbox/exercises.ipynb #f55a761f
 def _remark(obj, exercise: Exercise, module: nn.Module | None) -> tuple[None, str, str]:
     "What is right and still worth a word."
     for remark in exercise.remarks:
+        names = {"nn": nn, "torch": torch, "m": module, "f": obj, "inspect": inspect}
         with contextlib.suppress(Exception):
-            if eval(remark.when, {"nn": nn, "torch": torch, "m": module, "f": obj, "inspect": inspect}):
+            if eval(remark.when, names):
                 return None, remark.say, remark.see
     return None, "", ""
 
@@ -1065,31 +1360,30 @@ def _unknown(obj, exercise: Exercise, found: Comparison) -> tuple[str, str, str,
     if first is None:
         return "wrong", "values", "It does something other than what is asked.", exercise.section
     unfinished = [w for w in found.seen if isinstance(w.error, NotImplementedError)]
-    cause, say = describe(unfinished[0] if unfinished else found.seen[first], found.other[first])
-    failed = bool(unfinished) or found.seen[first].error is not None
-    failed = failed and cause != "in-place"
-    if (failed or cause in ("shape", "axes-swapped")) and cause != "signature" and _loses_batch(obj, exercise):
+    seen = unfinished[0] if unfinished else found.seen[first]
+    cause, say = describe(seen, found.other[first])
+    failed = seen.error is not None and cause != "in-place"
+    unclear = (failed or cause in ("shape", "axes-swapped")) and cause != "signature"
+    if unclear and _loses_batch(obj, exercise):
         cause, failed = "no-batch-axis", False
         say = "It works for a single sample, not for a batch: the first axis is the batch's."
     return ("error" if failed else "wrong"), cause, say, exercise.section
 
 # %% ../nbs/toolbox/exercises.ipynb #d5d2c150
 def _rank(found: Comparison, i: int):
-    "Which difference to speak of first: plain calls before start values and chance, errors asked for last."
-    kinds = {Chance: 2, Start: 3, Refusal: 4}
-    return kinds.get(type(found.other[i].value), 1 if isinstance(found.other[i].value, bool) else 0), i
+    """Which difference to speak of first.
+
+    Plain calls come before start values and chance, errors asked for last.
+    """
+    kinds = {bool: 1, Chance: 2, Start: 3, Refusal: 4}
+    return kinds.get(type(found.other[i].value), 0), i
 
 # %% ../nbs/toolbox/exercises.ipynb #a3d4cdeb
 def _loses_batch(obj, exercise: Exercise) -> bool:
     "Whether a function that fails on a batch works on its first sample alone."
     with contextlib.suppress(Exception, SystemExit):
         call = next(c for t in exercise.trials for c in t.get("calls", []) if isinstance(c, str))
-        target, other = obj, exercise.reference
-        if exercise.is_module:
-            pair = [build(f, exercise.trials[0], torch.float64) for f in (obj, other)]
-            target, other = (p.module for p in pair)
-            if list(map(str, target.state_dict())) == list(map(str, other.state_dict())):
-                other.load_state_dict(target.state_dict())
+        target, other = _with_equal_weights(obj, exercise)
         args, kwargs = read_call(call, makers(torch.float64))
         sample = [a[0] if isinstance(a, Tensor) and a.ndim > 2 else a for a in args]
         if all(x is y for x, y in zip(sample, args)):
@@ -1097,6 +1391,17 @@ def _loses_batch(obj, exercise: Exercise) -> bool:
         wanted, got = other(*args, **kwargs)[0], target(*sample, **kwargs)
         return got.shape == wanted.shape and alike(got, wanted)
     return False
+
+# %% ../nbs/toolbox/exercises.ipynb #9014b982
+def _with_equal_weights(obj, exercise: Exercise) -> tuple:
+    "An answer and the reference, or modules of theirs, with equal weights if the names are equal."
+    if not exercise.is_module:
+        return obj, exercise.reference
+    pair = [build(f, exercise.trials[0], torch.float64) for f in (obj, exercise.reference)]
+    target, other = (p.module for p in pair)
+    if list(map(str, target.state_dict())) == list(map(str, other.state_dict())):
+        other.load_state_dict(target.state_dict())
+    return target, other
 
 # %% ../nbs/toolbox/exercises.ipynb #8ce086eb
 _STAND_INS = "__stand_ins__"  # names, noted in the namespace where they stand in
@@ -1112,13 +1417,14 @@ def stands_in(obj, exercise: Exercise, namespace: dict) -> bool:
     "Whether an object is there in place of an answer."
     return obj is exercise.reference and exercise.name in namespace.get(_STAND_INS, ())
 
-
+# %% ../nbs/toolbox/exercises.ipynb #9cd05591
 def _not_attempted(obj, exercise: Exercise, namespace: dict) -> Outcome:
     "The outcome of an answer that nobody has begun; the reference takes its place."
     say = "Write your answer in the cell above, run it, and check again."
     if namespace.get(exercise.name) is obj:
         stand_in(exercise, namespace)
-        say += f" Until then the course's own `{exercise.name}` stands in, so that the notebook goes on."
+        say += (f" Until then the course's own `{exercise.name}` stands in, "
+                "so that the notebook goes on.")
     return Outcome("not attempted", exercise.name, 0, say, None, "", exercise.points)
 
 # %% ../nbs/toolbox/exercises.ipynb #3675640a
@@ -1138,7 +1444,8 @@ def use(
     "Put the course's own version in place of yours, so that you can go on; it earns no points."
     exercise = find(name)
     stand_in(exercise, sys._getframe(1).f_globals)
-    return Note(f"The course's own `{name}` stands in. Run your own cell again to come back to yours.")
+    return Note(f"The course's own `{name}` stands in. "
+                "Run your own cell again to come back to yours.")
 
 # %% ../nbs/toolbox/exercises.ipynb #6dcdcc75
 class Source(str):
@@ -1149,18 +1456,24 @@ class Source(str):
 
     def _repr_html_(self):
         with contextlib.suppress(ImportError):
-            from pygments import highlight
-            from pygments.formatters import HtmlFormatter
-            from pygments.lexers import PythonLexer
-
-            look = "background:#f6f6f6;color:#1b1b1b;padding:.2em .8em;overflow-x:auto;line-height:1.35"
-            return panel(highlight(str(self), PythonLexer(), HtmlFormatter(noclasses=True, cssstyles=look)), "#4a7fc4")
+            return panel(_coloured(str(self)), "#4a7fc4")
         return panel(f"<pre>{html.escape(self)}</pre>", "#4a7fc4")
 
+# %% ../nbs/toolbox/exercises.ipynb #f177c828
+def _coloured(code: str) -> str:
+    "Code in colour, as HTML; `ImportError` without Pygments."
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import PythonLexer
 
-_GIVEN = {}  # how many hints were given for each exercise
+    look = ("background:#f6f6f6;color:#1b1b1b;padding:.2em .8em;"
+            "overflow-x:auto;line-height:1.35")
+    return highlight(code, PythonLexer(), HtmlFormatter(noclasses=True, cssstyles=look))
 
 # %% ../nbs/toolbox/exercises.ipynb #81d5c694
+_GIVEN = {}  # how many hints were given for each exercise
+
+
 def hint(
     name: str,  # of the exercise
     step: int | None = None,  # 1 to 3; the next one if not given
@@ -1197,16 +1510,27 @@ class Table:
 
     def __repr__(self):
         width = max(len(row[1]) for row in self.rows)
-        lines = [f"{'✓' if p == of else '○'} {name:<{width}}  {p:>2} of {of}" for _, name, p, of in self.rows]
+        lines = [f"{'✓' if p == of else '○'} {name:<{width}}  {p:>2} of {of}"
+                 for _, name, p, of in self.rows]
         return "\n".join([*lines, f"  {'all':<{width}}  {self.points:>2} of {self.of}"])
 
     def _repr_html_(self):
-        cells = "".join(
-            f"<tr><td>{'✓ right' if p == of else '○ open'}</td><td><code>{name}</code></td>"
-            f"<td style='text-align:right'>{p} of {of}</td></tr>" for _, name, p, of in self.rows
-        )
-        total = f"<tr><th></th><th style='text-align:left'>all</th><th style='text-align:right'>{self.points} of {self.of}</th></tr>"
-        return panel(f"<table style='color:inherit'><thead><tr><th></th><th>exercise</th><th>points</th></tr></thead><tbody>{cells}{total}</tbody></table>", "#4a7fc4")
+        return panel(_html_table(self), "#4a7fc4")
+
+# %% ../nbs/toolbox/exercises.ipynb #e5c082e6
+def _html_table(table: Table) -> str:
+    "A table of points as HTML."
+    head = "<thead><tr><th></th><th>exercise</th><th>points</th></tr></thead>"
+    rows = "".join(_html_row(name, p, of) for _, name, p, of in table.rows)
+    total = ("<tr><th></th><th style='text-align:left'>all</th>"
+             f"<th style='text-align:right'>{table.points} of {table.of}</th></tr>")
+    return f"<table style='color:inherit'>{head}<tbody>{rows}{total}</tbody></table>"
+
+
+def _html_row(name: str, points: int, of: int) -> str:
+    "The row of one exercise."
+    return (f"<tr><td>{'✓ right' if points == of else '○ open'}</td><td><code>{name}</code></td>"
+            f"<td style='text-align:right'>{points} of {of}</td></tr>")
 
 # %% ../nbs/toolbox/exercises.ipynb #12b0e813
 def progress(
@@ -1215,10 +1539,12 @@ def progress(
     "A table of points."
     lesson = None if lesson is None else str(lesson).zfill(2)
     points = earned()
-    rows = [(e.lesson, n, min(points.get(n, 0), e.points), e.points) for n, e in bank().items() if not lesson or e.lesson.startswith(lesson)]
-    if not rows:
-        raise ValueError(f"lesson={lesson!r} has no exercises; lessons: {', '.join(sorted({e.lesson for e in bank().values()}))}")
-    return Table(rows)
+    asked = [e for e in bank().values() if not lesson or e.lesson.startswith(lesson)]
+    if not asked:
+        lessons = ", ".join(sorted({e.lesson for e in bank().values()}))
+        raise ValueError(f"lesson={lesson!r} has no exercises; lessons: {lessons}")
+    return Table([(e.lesson, e.name, min(points.get(e.name, 0), e.points), e.points)
+                  for e in asked])
 
 # %% ../nbs/toolbox/exercises.ipynb #23c4544d
 def write_notebooks(
@@ -1242,15 +1568,22 @@ def exercises_command(args: list[str]) -> None:
     "vit-course exercises FOLDER: put the learners' notebooks there; nothing is overwritten."
     from vit_course.data import course_folder  # here, so that importing this module stays light
 
-    parser = argparse.ArgumentParser(prog="vit-course exercises", description=exercises_command.__doc__)
-    parser.add_argument("folder", metavar="FOLDER", help="where to put them; made if it is not there")
-    folder = Path(parser.parse_args(args).folder)
+    folder = _folder_asked(args)
     before = {file.name for file in folder.glob("*.ipynb")}
     written = write_notebooks(folder)
     there = before & {file.name for file in course_folder("exercises").glob("*.ipynb")}
     kept = f"; those that were there already ({len(there)}) were left alone" if there else ""
     print(f"{len(written)} notebooks written to {folder}{kept}")
     print(f"Open them in Jupyter, for example: jupyter lab {folder}")
+
+# %% ../nbs/toolbox/exercises.ipynb #1d3924d6
+def _folder_asked(args: list[str]) -> Path:
+    "The folder that `vit-course exercises` is given."
+    about = exercises_command.__doc__
+    parser = argparse.ArgumentParser(prog="vit-course exercises", description=about)
+    parser.add_argument("folder", metavar="FOLDER",
+                        help="where to put them; made if it is not there")
+    return Path(parser.parse_args(args).folder)
 
 # %% ../nbs/toolbox/exercises.ipynb #97caa651
 def code_cells(notebook: bytes) -> list[str]:
@@ -1261,23 +1594,27 @@ def code_cells(notebook: bytes) -> list[str]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"not a notebook: {error!r}"[:100]) from error
 
-
+# %% ../nbs/toolbox/exercises.ipynb #9e1c2402
 def asked_in(sources: list[str]) -> list[str]:
-    "The exercises of the one lesson that most of a notebook's answers belong to; of equals, the earliest."
+    """The exercises of the one lesson that most of a notebook's answers belong to.
+
+    Of equals, the earliest.
+    """
     text = "\n".join(sources)
-    named = set(re.findall(r"^\s*(?:def|class)\s+(\w+)", text, re.M)) | set(re.findall(r"\bcheck\((\w+)", text))
+    defined = set(re.findall(r"^\s*(?:def|class)\s+(\w+)", text, re.M))
+    named = defined | set(re.findall(r"\bcheck\((\w+)", text))
     lessons = [bank()[n].lesson for n in named if n in bank()]
     main = max(sorted(set(lessons)), key=lessons.count, default=None)
     return [n for n, e in bank().items() if e.lesson == main]
 
 # %% ../nbs/toolbox/exercises.ipynb #340473ad
-class Marker:
-    "Runs a notebook's cells and grades what they define; writes its results after every step."
+class _Results:
+    "What is known of a notebook's answers; written to a file after every step."
 
     def __init__(self, sources: list[str], results: Path):
         self.sources, self.results = sources, results
         self.names, self.objects = asked_in(sources), {}
-        self.outcomes = {n: Outcome("not attempted", n, 0, of=bank()[n].points) for n in self.names}
+        self.outcomes = {n: _no_answer(n) for n in self.names}
         self.errors, self.redefined, self.cell = [], False, 0
 
     def save(self) -> None:
@@ -1287,13 +1624,21 @@ class Marker:
         with written_whole(self.results) as part:
             part.write_text(json.dumps(state), encoding="utf-8")
 
+
+def _no_answer(name: str) -> Outcome:
+    "The outcome of an exercise before anything is graded."
+    return Outcome("not attempted", name, 0, of=bank()[name].points)
+
+# %% ../nbs/toolbox/exercises.ipynb #c0e841d0
+class Marker(_Results):
+    "Runs a notebook's cells and grades what they define; writes its results after every step."
+
     def look(self, namespace: dict) -> None:
         "Take note of what the learner has defined."
         self.redefined |= "check" in namespace and namespace["check"] is not check
         for name in self.names:
             obj = namespace.get(name)
-            own = obj is not None and not str(getattr(obj, "__module__", "")).startswith("vit_course.")
-            if own and self.objects.get(name) is not obj:
+            if obj is not None and not _is_ours(obj) and self.objects.get(name) is not obj:
                 self.objects[name] = obj
                 self.grade(name)
 
@@ -1307,12 +1652,7 @@ class Marker:
 # %% ../nbs/toolbox/exercises.ipynb #e83a5d17
 def run_marker(notebook: str, results: str) -> None:
     "What the process of a grading does: run each cell, grade, write."
-    from IPython.core.interactiveshell import InteractiveShell
-    from traitlets.config import Config
-
-    config = Config()
-    config.HistoryManager.enabled = False
-    shell = InteractiveShell.instance(config=config)
+    shell = _plain_shell()
     marker = Marker(code_cells(Path(notebook).read_bytes()), Path(results))
     for marker.cell, source in enumerate(marker.sources, 1):
         marker.save()
@@ -1325,6 +1665,16 @@ def run_marker(notebook: str, results: str) -> None:
         marker.grade(name)
     marker.cell = 0
     marker.save()
+
+# %% ../nbs/toolbox/exercises.ipynb #f3d9f2b2
+def _plain_shell():
+    "IPython's shell without a history."
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    config = Config()
+    config.HistoryManager.enabled = False
+    return InteractiveShell.instance(config=config)
 
 # %% ../nbs/toolbox/exercises.ipynb #670f23b3
 def grade_notebook(
@@ -1341,6 +1691,11 @@ def grade_notebook(
         return row | {"note": f"not graded: {error}"}
     if not names:
         return row | {"note": "not graded: no exercise of the course in it"}
+    return row | _graded(file, content, names, seconds)
+
+# %% ../nbs/toolbox/exercises.ipynb #da9e1ac0
+def _graded(file: Path, content: bytes, names: list[str], seconds: float) -> dict:
+    "Points, note and outcomes of a notebook with such exercises; the file is put back."
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         ended = _run_in_process(Path(folder), content, seconds)
         state = _read_results(Path(folder), names)
@@ -1348,11 +1703,14 @@ def grade_notebook(
     note += _put_back(file, content)
     of = sum(bank()[n].points for n in names)
     points = sum(o["points"] for o in state["outcomes"])
-    return row | {"points": points, "of": of, "note": "; ".join(note), "outcomes": state["outcomes"]}
+    return {"points": points, "of": of, "note": "; ".join(note), "outcomes": state["outcomes"]}
 
 # %% ../nbs/toolbox/exercises.ipynb #17cae460
 def _put_back(file: Path, content: bytes) -> list[str]:
-    "What was done for a file that is not as it was: by its own code, or by somebody who has saved it meanwhile."
+    """What was done for a file that is not as it was.
+
+    Its own code may have changed it, or somebody who has saved it meanwhile.
+    """
     from vit_course.data import free_name  # here, so that importing this module stays light
 
     if file.exists() and file.read_bytes() == content:
@@ -1366,25 +1724,32 @@ def _put_back(file: Path, content: bytes) -> list[str]:
         file.write_bytes(content)
     except OSError as error:
         return [f"the original file changed meanwhile, and could not be put back: {error}"]
-    return [f"the original file changed meanwhile (by its code, or saved by somebody) and was put back{kept}"]
+    return ["the original file changed meanwhile (by its code, or saved by somebody) "
+            f"and was put back{kept}"]
 
 # %% ../nbs/toolbox/exercises.ipynb #39b3e32f
 def _run_in_process(folder: Path, content: bytes, seconds: float) -> int | None:
     "Exit status of the process that grades, or None if its time was over."
     (folder / "work").mkdir()
     (folder / "work" / "notebook.ipynb").write_bytes(content)
-    environment = os.environ | {"MPLBACKEND": "Agg", "VIT_COURSE_PROGRESS": str(folder / "progress.jsonl")}
-    command = "import sys; from vit_course.exercises import run_marker; run_marker(*sys.argv[1:])"
-    args = [sys.executable, "-c", command, "notebook.ipynb", str(folder / "results.json")]
-    nowhere = subprocess.DEVNULL
-    process = subprocess.Popen(args, cwd=folder / "work", env=environment, stdin=nowhere, stdout=nowhere, stderr=nowhere,
-                               start_new_session=True)
+    process = _start_marker(folder)
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
         return None
     finally:
         _stop(process)
+
+# %% ../nbs/toolbox/exercises.ipynb #bb981aff
+def _start_marker(folder: Path) -> subprocess.Popen:
+    "A process that grades the notebook in `work` and writes its results to the folder."
+    progress = str(folder / "progress.jsonl")
+    environment = os.environ | {"MPLBACKEND": "Agg", "VIT_COURSE_PROGRESS": progress}
+    command = "import sys; from vit_course.exercises import run_marker; run_marker(*sys.argv[1:])"
+    args = [sys.executable, "-c", command, "notebook.ipynb", str(folder / "results.json")]
+    nowhere = subprocess.DEVNULL
+    return subprocess.Popen(args, cwd=folder / "work", env=environment, stdin=nowhere,
+                            stdout=nowhere, stderr=nowhere, start_new_session=True)
 
 # %% ../nbs/toolbox/exercises.ipynb #0c10e30e
 def _stop(process) -> None:
@@ -1396,28 +1761,28 @@ def _stop(process) -> None:
             process.kill()
     process.wait()
 
-
+# %% ../nbs/toolbox/exercises.ipynb #67d891f0
 def _read_results(folder: Path, names: list[str]) -> dict:
     "What the process has written, as far as it came."
     try:
         return json.loads((folder / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        outcomes = [vars(Outcome("not attempted", n, 0, of=bank()[n].points)) for n in names]
+        outcomes = [vars(_no_answer(n)) for n in names]
         return {"cell": 1, "errors": [], "redefined": False, "outcomes": outcomes}
 
 # %% ../nbs/toolbox/exercises.ipynb #17c6408c
 def _note(state: dict, ended: int | None, seconds: float) -> list[str]:
     "What the teacher should know, in words."
-    note = []
+    note, place = [], f"in code cell {state['cell']}; graded as far as it came"
     if ended is None:
-        note.append(f"stopped after {seconds:g} s in code cell {state['cell']}; graded as far as it came")
+        note.append(f"stopped after {seconds:g} s {place}")
     elif state["cell"] or ended:
-        note.append(f"its process ended (status {ended}) in code cell {state['cell']}; graded as far as it came")
+        note.append(f"its process ended (status {ended}) {place}")
     if state["redefined"]:
         note.append("it redefines check, which changes nothing here")
     if state["errors"]:
-        number, text = state["errors"][0]
-        note.append(f"{len(state['errors'])} cells with errors, the first: code cell {number}, {text}")
+        count, (number, text) = len(state["errors"]), state["errors"][0]
+        note.append(f"{count} cells with errors, the first: code cell {number}, {text}")
     return note
 
 # %% ../nbs/toolbox/exercises.ipynb #99c60956
@@ -1428,43 +1793,69 @@ def write_grades(rows: list[dict], output: Path) -> list[Path]:
     output.parent.mkdir(parents=True, exist_ok=True)
     name = free_name(output, (".csv", ".json"))
     paths = [Path(f"{name}{ending}") for ending in (".csv", ".json")]
+    _write_csv(paths[0], rows)
+    paths[1].write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    return paths
+
+# %% ../nbs/toolbox/exercises.ipynb #bc800d16
+def _write_csv(path: Path, rows: list[dict]) -> None:
+    "A line for each notebook and exercise; a notebook that was not graded has one, too."
     columns = ["notebook", "exercise", "status", "points", "of", "cause", "note"]
-    with paths[0].open("x", newline="", encoding="utf-8") as file:
+    ungraded = {"exercise": "", "status": "not graded", "points": 0, "cause": ""}
+    with path.open("x", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         for row in rows:
-            for o in row["outcomes"] or [{"exercise": "", "status": "not graded", "points": 0, "of": row["of"], "cause": ""}]:
+            for o in row["outcomes"] or [ungraded | {"of": row["of"]}]:
                 writer.writerow([row["notebook"], *(o[c] for c in columns[1:-1]), row["note"]])
-    paths[1].write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    return paths
 
 # %% ../nbs/toolbox/exercises.ipynb #c96ea198
 def grades_table(rows: list[dict]) -> str:
     "Grades for the terminal."
     lines = []
     for row in rows:
-        lines.append(f"{row['notebook']}: {row['points']} of {row['of']} points" + (f" ({row['note']})" if row["note"] else ""))
+        note = f" ({row['note']})" if row["note"] else ""
+        lines.append(f"{row['notebook']}: {row['points']} of {row['of']} points{note}")
         for o in row["outcomes"]:
+            mark, points = MARKS[o["status"]][0], f"{o['points']:>2} of {o['of']}"
             cause = f"  {o['cause']}" if o["cause"] else ""
-            lines.append(f"  {MARKS[o['status']][0]} {o['exercise']:<30} {o['points']:>2} of {o['of']}  {o['status']}{cause}")
+            lines.append(f"  {mark} {o['exercise']:<30} {points}  {o['status']}{cause}")
     return "\n".join(lines)
+
+# %% ../nbs/toolbox/exercises.ipynb #41b54f80
+def _grade_options(args: list[str]) -> argparse.Namespace:
+    "What `vit-course grade` is asked for."
+    warning = ("This runs the learners' code on this machine, with your rights, "
+               "in a process of its own for each notebook. "
+               "The notebooks themselves are not changed.")
+    about = f"{grade_command.__doc__} {warning}"
+    parser = argparse.ArgumentParser(prog="vit-course grade", description=about)
+    parser.add_argument("notebooks", metavar="NOTEBOOK", nargs="+", help="learners' notebooks")
+    parser.add_argument("--seconds", type=float, default=600.0,
+                        help="time limit for each notebook (default: 600)")
+    parser.add_argument("--output", type=Path, default=Path("grades"),
+                        help="name of the tables, without ending (default: grades); "
+                             "nothing is overwritten")
+    return parser.parse_args(args)
+
+
+def _notebooks_named(names: list[str]) -> list[str]:
+    "Files of these names or patterns; Windows leaves *.ipynb to us."
+    found = []
+    for name in names:
+        found += [name] if Path(name).exists() else sorted(glob.glob(name)) or [name]
+    return found
 
 # %% ../nbs/toolbox/exercises.ipynb #11ee10a4
 def grade_command(args: list[str]) -> None:
     "vit-course grade NOTEBOOK...: RUN learners' notebooks and grade them; a table, CSV and JSON."
-    warning = ("This runs the learners' code on this machine, with your rights, in a process of its own for each notebook. "
-               "The notebooks themselves are not changed.")
-    parser = argparse.ArgumentParser(prog="vit-course grade", description=f"{grade_command.__doc__} {warning}")
-    parser.add_argument("notebooks", metavar="NOTEBOOK", nargs="+", help="learners' notebooks")
-    parser.add_argument("--seconds", type=float, default=600.0, help="time limit for each notebook (default: 600)")
-    parser.add_argument("--output", type=Path, default=Path("grades"), help="name of the tables, without ending (default: grades); nothing is overwritten")
-    options = parser.parse_args(args)
+    options = _grade_options(args)
     if options.seconds <= 0:
         raise ValueError(f"seconds={options.seconds} must be more than 0")
     options.output.absolute().parent.mkdir(parents=True, exist_ok=True)
     rows = []
     try:
-        for notebook in sum(([name] if Path(name).exists() else sorted(glob.glob(name)) or [name] for name in options.notebooks), []):  # Windows leaves *.ipynb to us
+        for notebook in _notebooks_named(options.notebooks):
             rows.append(grade_notebook(notebook, options.seconds))
             print(grades_table(rows[-1:]), flush=True)
     finally:  # what was graded before an interruption is not lost

@@ -22,26 +22,37 @@ def erase_patches(
     fill: Tensor,  # what shows in their place: anything that broadcasts to the images
 ) -> Tensor:  # (B, C, H, W), new
     "Replace the first patches of each image's order."
+    _check_erasing(images, order, count, grid)
     rows, cols = grid
-    if order.shape != (len(images), rows * cols):
-        raise ValueError(f"order has shape {tuple(order.shape)}: use {(len(images), rows * cols)}, a row an image")
-    if not 0 <= count <= rows * cols:
-        raise ValueError(f"count={count} must be 0 to {rows * cols}")
-    if images.shape[2] % rows or images.shape[3] % cols:
-        raise ValueError(f"images of {tuple(images.shape[2:])} pixels do not divide into grid={tuple(grid)}")
+    height, width = images.shape[2] // rows, images.shape[3] // cols  # of a patch
     gone = torch.zeros(order.shape, dtype=torch.bool, device=images.device)
     gone = gone.scatter(1, order[:, :count].to(images.device), True)
     gone = gone.view(-1, 1, rows, cols)
-    gone = gone.repeat_interleave(images.shape[2] // rows, 2).repeat_interleave(images.shape[3] // cols, 3)
-    return torch.where(gone, torch.as_tensor(fill, dtype=images.dtype, device=images.device), images)
+    gone = gone.repeat_interleave(height, 2).repeat_interleave(width, 3)
+    fill = torch.as_tensor(fill, dtype=images.dtype, device=images.device)
+    return torch.where(gone, fill, images)
 
-# %% ../nbs/toolbox/faithfulness.ipynb #1ae364ec
+# %% ../nbs/toolbox/faithfulness.ipynb #18da007f
+def _check_erasing(images: Tensor, order: Tensor, count: int, grid: tuple[int, int]) -> None:
+    "`ValueError` where the images, the order, the count and the grid do not fit together."
+    rows, cols = grid
+    wanted = (len(images), rows * cols)
+    if order.shape != wanted:
+        raise ValueError(f"order has shape {tuple(order.shape)}: use {wanted}, a row an image")
+    if not 0 <= count <= rows * cols:
+        raise ValueError(f"count={count} must be 0 to {rows * cols}")
+    if images.shape[2] % rows or images.shape[3] % cols:
+        raise ValueError(
+            f"images of {tuple(images.shape[2:])} pixels do not divide into grid={tuple(grid)}"
+        )
+
+# %% ../nbs/toolbox/faithfulness.ipynb #f16ed6e9
 def _logits(model: nn.Module, images: Tensor) -> Tensor:  # (B, classes)
     "What a model says; Hugging Face's wrap it."
     output = model(images)
     return getattr(output, "logits", output)
 
-
+# %% ../nbs/toolbox/faithfulness.ipynb #1ae364ec
 @torch.no_grad()
 def erase_step_by_step(
     model: nn.Module,  # images in, logits out
@@ -53,7 +64,9 @@ def erase_step_by_step(
 ) -> tuple[Tensor, Tensor]:  # (B, N + 1) twice: right or not; probability of the first prediction
     "What the model says while patches disappear, from none to all."
     if labels.shape != (len(images),):
-        raise ValueError(f"labels has shape {tuple(labels.shape)}: use ({len(images)},), one class an image")
+        raise ValueError(
+            f"labels has shape {tuple(labels.shape)}: use ({len(images)},), one class an image"
+        )
     right, probability = [], []
     with looking_inside(model, [], None):  # in eval mode, put back afterwards
         first = _logits(model, images).argmax(dim=1)
@@ -90,9 +103,14 @@ def faithfulness(
     scores: Tensor,  # (B, rows, cols), importance of each patch
     fill: Tensor,
 ) -> dict[str, Tensor]:  # four areas (B,)
-    "Areas after Chefer et al. 2021 (perturbation) and Petsiuk et al. 2018 (deletion, insertion), over all patches and with one fill."
+    """Areas under four curves, over all patches and with one fill.
+
+    After Chefer et al. 2021 (perturbation) and Petsiuk et al. 2018 (deletion, insertion).
+    """
     if scores.ndim != 3 or len(scores) != len(images):
-        raise ValueError(f"scores has shape {tuple(scores.shape)}: use (B, rows, cols) for {len(images)} images")
+        raise ValueError(
+            f"scores has shape {tuple(scores.shape)}: use (B, rows, cols) for {len(images)} images"
+        )
     grid, falling = tuple(scores.shape[1:]), falling_order(scores)
     right, probability = erase_step_by_step(model, images, labels, falling, grid, fill)
     kept, insertion = erase_step_by_step(model, images, labels, falling.flip(1), grid, fill)
@@ -136,28 +154,45 @@ def scores_by_method(
     start_layer: int = 3,  # of the second rollout; the first begins at layer 0
 ) -> dict[str, Tensor]:  # name -> (B, rows, cols)
     "The maps that lesson 7 compares, and two baselines."
-    if not hasattr(getattr(model, "vit", model), "pool"):
-        raise ValueError(f"model={type(model).__name__} is no ViT: turn it into one by from_timm or its siblings (lesson 9)")
-    if (pool := getattr(model, "vit", model).pool) != "cls":
-        raise ValueError(f"model has pool={pool!r}: these maps are the class token's row, so use one with pool='cls'")
-    if isinstance(getattr(model, "vit", model).head, nn.Identity):
-        raise ValueError("model has no head, so it predicts no class: use one with num_classes > 0")
-    if not images.is_floating_point():
-        raise ValueError(f"images are {images.dtype}: use floats, as the model wants them")
+    _check_maps(model, images)
+    rows = _token_maps(model, images, start_layer)
+    scores = {name: _class_row(row, model) for name, row in rows.items()}
+    scores["gradient x input"] = gradient_times_input(model, images)
+    scores["ink"] = ink(model, images)
+    scores["random"] = torch.rand(scores["ink"].shape)
+    return scores
+
+
+def _token_maps(model: nn.Module, images: Tensor, start_layer: int) -> dict[str, Tensor]:
+    "What each token draws from each, in five ways: name -> (B, N, N)."
     attention = capture_attention(model, images)  # (L, B, h, N, N)
     fused = attention.mean(dim=2)
-    rows = {
+    return {
         "rollout": attention_rollout(attention),
         f"rollout from layer {start_layer}": attention_rollout(attention, start_layer=start_layer),
         "last layer": fused[-1],
         "mean of layers": fused.mean(dim=0),
         "gradient-weighted rollout": gradient_rollout(model, images),
     }
-    scores = {name: _class_row(row, model) for name, row in rows.items()}
-    scores["gradient x input"] = gradient_times_input(model, images)
-    scores["ink"] = ink(model, images)
-    scores["random"] = torch.rand(scores["ink"].shape)
-    return scores
+
+# %% ../nbs/toolbox/faithfulness.ipynb #6173c2e8
+def _check_maps(model: nn.Module, images: Tensor) -> None:
+    "`ValueError` where a model and images have no maps of the class token and the answer."
+    vit = getattr(model, "vit", model)
+    if not hasattr(vit, "pool"):
+        raise ValueError(
+            f"model={type(model).__name__} is no ViT: "
+            "turn it into one by from_timm or its siblings (lesson 9)"
+        )
+    if vit.pool != "cls":
+        raise ValueError(
+            f"model has pool={vit.pool!r}: "
+            "these maps are the class token's row, so use one with pool='cls'"
+        )
+    if isinstance(vit.head, nn.Identity):
+        raise ValueError("model has no head, so it predicts no class: use one with num_classes > 0")
+    if not images.is_floating_point():
+        raise ValueError(f"images are {images.dtype}: use floats, as the model wants them")
 
 # %% ../nbs/toolbox/faithfulness.ipynb #f41700be
 def bootstrap_interval(
@@ -168,7 +203,9 @@ def bootstrap_interval(
 ) -> tuple[float, float, float]:  # mean, low end, high end
     "The mean with its percentile interval (Efron & Tibshirani 1993)."
     if values.ndim != 1 or len(values) < 2:
-        raise ValueError(f"values has shape {tuple(values.shape)}: use one number for each of at least 2 images")
+        raise ValueError(
+            f"values has shape {tuple(values.shape)}: use one number for each of at least 2 images"
+        )
     if not 0 < level < 1:
         raise ValueError(f"level={level} must lie between 0 and 1, such as 0.95")
     values = values.detach().double().cpu()

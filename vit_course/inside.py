@@ -44,7 +44,8 @@ def ask_torch(
     keep: Callable,
 ) -> list[Callable]:
     "torch's layer, by `need_weights=True`, each head by itself."
-    signature, calls, fast = inspect.signature(layer.forward), [], torch.backends.mha.get_fastpath_enabled()
+    signature, calls = inspect.signature(layer.forward), []
+    fast = torch.backends.mha.get_fastpath_enabled()
 
     def ask(module, args, kwargs):
         call = signature.bind(*args, **kwargs)
@@ -60,8 +61,9 @@ def ask_torch(
         return out, weights.mean(dim=-3) if given.get("average_attn_weights", True) else weights
 
     torch.backends.mha.set_fastpath_enabled(False)
-    handles = [layer.register_forward_pre_hook(ask, with_kwargs=True), layer.register_forward_hook(take, prepend=True)]
-    return [lambda: torch.backends.mha.set_fastpath_enabled(fast), *[handle.remove for handle in handles]]
+    before = layer.register_forward_pre_hook(ask, with_kwargs=True)
+    after = layer.register_forward_hook(take, prepend=True)
+    return [lambda: torch.backends.mha.set_fastpath_enabled(fast), before.remove, after.remove]
 
 # %% ../nbs/toolbox/inside.ipynb #807dd2d0
 def ask_timm(
@@ -70,7 +72,8 @@ def ask_timm(
 ) -> list[Callable]:
     "timm's layers, by switching the fused kernel off and listening at the dropout."
 
-    def listen(module, args):  # gives nothing back: what a hook returns would take the input's place
+    # gives nothing back: what a hook returns would take the input's place
+    def listen(module, args):
         keep(args[0])
 
     handle = layer.attn_drop.register_forward_pre_hook(listen)
@@ -87,7 +90,8 @@ def ask_huggingface(
 
     def take(module, args, output):
         if not isinstance(output, tuple) or len(output) < 2 or output[1] is None:
-            raise ValueError(f"{type(module).__name__} returned no weights: use transformers 5 or newer")
+            name = type(module).__name__
+            raise ValueError(f"{name} returned no weights: use transformers 5 or newer")
         keep(output[1])
 
     config._attn_implementation = "eager"
@@ -112,12 +116,17 @@ def _from(layer: nn.Module, library: str) -> bool:
 
 
 def _is_timm(layer: nn.Module) -> bool:
-    others = any(word in type(layer).__name__ for word in ("Pool", "XCA"))  # one query an image; channels in place of tokens
+    # one query an image; channels in place of tokens
+    others = any(word in type(layer).__name__ for word in ("Pool", "XCA"))
     return hasattr(layer, "fused_attn") and hasattr(layer, "attn_drop") and not others
 
 
 def _is_huggingface(layer: nn.Module) -> bool:
     return _from(layer, "transformers") and hasattr(layer, "config") and hasattr(layer, "scaling")
+
+
+def _is_vit_pytorch(layer: nn.Module) -> bool:
+    return isinstance(getattr(layer, "attend", None), nn.Softmax)
 
 # %% ../nbs/toolbox/inside.ipynb #39000daa
 FAMILIES = {  # library: (recognise a layer, ask it)
@@ -125,7 +134,7 @@ FAMILIES = {  # library: (recognise a layer, ask it)
     "torch": (lambda layer: isinstance(layer, nn.MultiheadAttention), ask_torch),
     "timm": (_is_timm, ask_timm),
     "transformers": (_is_huggingface, ask_huggingface),
-    "vit-pytorch": (lambda layer: isinstance(getattr(layer, "attend", None), nn.Softmax), ask_vit_pytorch),
+    "vit-pytorch": (_is_vit_pytorch, ask_vit_pytorch),
 }
 
 
@@ -133,8 +142,11 @@ def attention_layers(
     model: nn.Module,
 ) -> list[tuple[nn.Module, Callable]]:  # (layer, way to ask it), in the model's order
     "Every attention layer that this page knows how to ask."
-    ways = [(layer, [ask for is_one, ask in FAMILIES.values() if is_one(layer)]) for layer in model.modules()]
-    if found := [(layer, asks[0]) for layer, asks in ways if asks]:
+    found = []
+    for layer in model.modules():
+        if asks := [ask for is_one, ask in FAMILIES.values() if is_one(layer)]:
+            found.append((layer, asks[0]))
+    if found:
         return found
     raise ValueError(
         f"model={type(model).__name__} has no attention layer of {', '.join(FAMILIES)}: "
@@ -166,7 +178,10 @@ def looking_inside(
 def _unwrapped(model: nn.Module) -> nn.Module:
     "The model inside what `torch.compile` or `nn.DataParallel` made of it."
     if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError(f"model={type(model).__name__} is scripted, its layers take no hooks: pass the model before torch.jit")
+        raise ValueError(
+            f"model={type(model).__name__} is scripted, its layers take no hooks: "
+            "pass the model before torch.jit"
+        )
     model = getattr(model, "_orig_mod", model)
     return model.module if isinstance(model, nn.DataParallel) else model
 
@@ -178,7 +193,10 @@ def _chosen(found: list, layers: list[int] | int | None) -> list:
     layers = [layers] if isinstance(layers, int) else layers
     wrong = [i for i in layers if not -len(found) <= i < len(found)]
     if wrong or not len(layers):
-        raise ValueError(f"layers={list(layers)} must name some of the {len(found)} layers: 0 to {len(found) - 1}, or -1 for the last")
+        raise ValueError(
+            f"layers={list(layers)} must name some of the {len(found)} layers: "
+            f"0 to {len(found) - 1}, or -1 for the last"
+        )
     return [found[i] for i in sorted({i % len(found) for i in layers})]
 
 # %% ../nbs/toolbox/inside.ipynb #766cf386
@@ -186,7 +204,8 @@ def _checked(weights: Tensor, batch: int) -> Tensor:
     "A map from all tokens of an image to all tokens, or an error."
     if weights.ndim != 4 or len(weights) != batch or weights.shape[2] != weights.shape[3]:
         raise ValueError(
-            f"attention of shape {tuple(weights.shape)} for {batch} images is no map from all tokens to all: "
+            f"attention of shape {tuple(weights.shape)} for {batch} images "
+            "is no map from all tokens to all: "
             "models that attend within windows, or across two sequences, have none"
         )
     return weights
@@ -194,9 +213,9 @@ def _checked(weights: Tensor, batch: int) -> Tensor:
 # %% ../nbs/toolbox/inside.ipynb #9caf467d
 @torch.no_grad()
 def capture_from(
-    model: nn.Module,  # of ours, timm, torchvision, Hugging Face or vit-pytorch, or one that holds such layers
+    model: nn.Module,  # of ours, timm, torchvision, Hugging Face, vit-pytorch, or with such layers
     images: Tensor,  # (B, C, H, W), as the model wants them
-    layers: list[int] | int | None = None,  # which to keep, -1 for the last, given back in the model's order; None: all
+    layers: list[int] | int | None = None,  # which, -1: the last; given in model order; None: all
     **options,  # passed on to the model, such as interpolate_pos_encoding=True
 ) -> list[Tensor]:  # one (B, h, N, N) for each layer, rows summing to 1
     "Attention weights in eval mode and before dropout, the model left exactly as it was."
@@ -214,8 +233,12 @@ def attention_distance(
 ) -> Tensor:  # (L, h), in pixels
     "Mean distance that each head looks (Dosovitskiy et al. 2021, figure 7)."
     rows, cols = grid
-    if attentions[0].shape[-1] != rows * cols + num_prefix_tokens:
-        raise ValueError(f"grid={tuple(grid)} and num_prefix_tokens={num_prefix_tokens} do not make {attentions[0].shape[-1]} tokens")
+    tokens = attentions[0].shape[-1]
+    if tokens != rows * cols + num_prefix_tokens:
+        raise ValueError(
+            f"grid={tuple(grid)} and num_prefix_tokens={num_prefix_tokens} "
+            f"do not make {tokens} tokens"
+        )
     place = torch.cartesian_prod(torch.arange(rows), torch.arange(cols)).float() * patch_size
     distance = torch.cdist(place, place).to(attentions[0].device)
     patches = [a[..., num_prefix_tokens:, num_prefix_tokens:] for a in attentions]
@@ -239,45 +262,62 @@ def position_similarity(
 
 # %% ../nbs/toolbox/inside.ipynb #5775e76c
 def _score(logits: Tensor, target: int | Tensor | None) -> Tensor:
-    "The logits of the classes that are asked about, summed over the batch: no image's score depends on another."
-    target = logits.argmax(dim=1) if target is None else torch.as_tensor(target, device=logits.device)
-    if target.is_floating_point() or target.dtype == torch.bool or target.shape not in ((), (len(logits),)):
-        raise ValueError(f"target={target.tolist()} must be one class, or one for each of {len(logits)} images")
+    "The asked classes' logits, summed over the batch: no image's score depends on another."
+    if target is None:
+        target = logits.argmax(dim=1)
+    target = torch.as_tensor(target, device=logits.device)
+    whole = not target.is_floating_point() and target.dtype != torch.bool
+    if not whole or target.shape not in ((), (len(logits),)):
+        raise ValueError(
+            f"target={target.tolist()} must be one class, "
+            f"or one for each of {len(logits)} images"
+        )
     target = target.long().expand(len(logits))
     if not 0 <= target.min() <= target.max() < logits.shape[1]:
         raise ValueError(f"target={target.tolist()} must lie in 0..{logits.shape[1] - 1}")
     return logits.gather(1, target[:, None]).sum()
 
+# %% ../nbs/toolbox/inside.ipynb #5c2818a3
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    "The model's logits; the images ask for gradients, so that frozen models have some, too."
+    output = model(images.detach().clone().requires_grad_())
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        name = type(model).__name__
+        raise ValueError(f"model={name} gives no logits (B, classes): use one with a head")
+    return logits
+
 # %% ../nbs/toolbox/inside.ipynb #60f43f6f
 def attention_and_gradients(
     model: nn.Module,  # images in, logits out
     images: Tensor,  # (B, C, H, W)
-    target: int | Tensor | None = None,  # class, one for all or (B,); None: each image's predicted class
+    target: int | Tensor | None = None,  # class, one for all or (B,); None: each image's prediction
 ) -> tuple[list[Tensor], list[Tensor]]:  # L maps (B, h, N, N), and the score's gradient for each
     "Attention weights, and how the score of a class reacts to them."
     model, maps = _unwrapped(model), []
     with torch.enable_grad(), looking_inside(model, attention_layers(model), maps.append):
-        output = model(images.detach().clone().requires_grad_())  # so that frozen models have gradients, too
-        logits = getattr(output, "logits", output)
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
-            raise ValueError(f"model={type(model).__name__} gives no logits (B, classes): use one with a head")
-        score = _score(logits, target)
+        score = _score(_logits(model, images), target)
         gradients = torch.autograd.grad(score, maps, allow_unused=True)
     if any(gradient is None for gradient in gradients):
-        raise ValueError(f"model={type(model).__name__} hands out weights that its output was not computed from: use from_torchvision")
+        raise ValueError(
+            f"model={type(model).__name__} hands out weights that its output "
+            "was not computed from: use from_torchvision"
+        )
     return [_checked(m.detach(), len(images)) for m in maps], list(gradients)
 
 # %% ../nbs/toolbox/inside.ipynb #6ee258ba
 def gradient_rollout(
     model: nn.Module,
     images: Tensor,  # (B, C, H, W)
-    target: int | Tensor | None = None,  # class, one for all or (B,); None: each image's predicted class
+    target: int | Tensor | None = None,  # class, one for all or (B,); None: each image's prediction
 ) -> Tensor:  # (B, N, N): row i, relevance of each input token for output token i
-    "Rollout weighted by gradients (Chefer, Gur & Wolf 2021, Generic Attention-model Explainability, §3)."
+    """Rollout weighted by gradients
+    (Chefer, Gur & Wolf 2021, Generic Attention-model Explainability, §3)."""
     relevance = None
     for attention, gradient in zip(*attention_and_gradients(model, images, target)):
         if relevance is None:
-            relevance = torch.eye(attention.shape[-1], dtype=attention.dtype, device=attention.device)
+            like = {"dtype": attention.dtype, "device": attention.device}
+            relevance = torch.eye(attention.shape[-1], **like)
         relevance = relevance + (gradient * attention).clamp(min=0).mean(dim=1) @ relevance
     return relevance
 
@@ -285,13 +325,26 @@ def gradient_rollout(
 def _pipes(
     mixed: Tensor,  # (L, N, N)
 ):
-    "All layers as one sparse graph: node l * N + i is token i below layer l, widths are millionths, as the algorithm counts in whole numbers."
+    "All layers as one sparse graph: node l * N + i is token i below layer l."
     from scipy.sparse import csr_array
 
     layer, above, below = mixed.nonzero().T
     n, nodes = mixed.shape[-1], (len(mixed) + 1) * mixed.shape[-1]
+    # in millionths, as the algorithm counts in whole numbers
     width = (mixed[layer, above, below] * 1_000_000).round().int().numpy()
-    return csr_array((width, (((layer + 1) * n + above).numpy(), (layer * n + below).numpy())), shape=(nodes, nodes))
+    start, end = (layer + 1) * n + above, layer * n + below
+    return csr_array((width, (start.numpy(), end.numpy())), shape=(nodes, nodes))
+
+# %% ../nbs/toolbox/inside.ipynb #9df7c793
+def _check_flow(maps: Tensor, residual: float, query: int):
+    "Errors for what is no flow: the maps of one layer, the share of the skip, the token."
+    if maps.ndim != 3:
+        shape = tuple(maps.shape)
+        raise ValueError(f"attentions has maps of shape {shape}: use one image's, (h, N, N)")
+    if not 0 <= residual <= 1:
+        raise ValueError(f"residual={residual} must lie in [0, 1]")
+    if not 0 <= query < maps.shape[-1]:
+        raise ValueError(f"query={query} must be a token: 0 to {maps.shape[-1] - 1}")
 
 # %% ../nbs/toolbox/inside.ipynb #e41b95af
 def attention_flow(
@@ -304,14 +357,10 @@ def attention_flow(
         from scipy.sparse.csgraph import maximum_flow
     except ImportError as error:
         raise ImportError("attention_flow needs scipy: pip install scipy") from error
-    if attentions[0].ndim != 3:
-        raise ValueError(f"attentions has maps of shape {tuple(attentions[0].shape)}: use one image's, (h, N, N)")
-    if not 0 <= residual <= 1:
-        raise ValueError(f"residual={residual} must lie in [0, 1]")
-    if not 0 <= query < attentions[0].shape[-1]:
-        raise ValueError(f"query={query} must be a token: 0 to {attentions[0].shape[-1] - 1}")
+    _check_flow(attentions[0], residual, query)
     # in float32: half precision ends at 65,504, and widths are counted in millionths
-    mixed = torch.stack([mix_residual(fuse_heads(a[None].float())[0], residual) for a in attentions]).cpu()
+    fused = [fuse_heads(a[None].float())[0] for a in attentions]
+    mixed = torch.stack([mix_residual(a, residual) for a in fused]).cpu()
     pipes, n = _pipes(mixed), mixed.shape[-1]
     flows = [maximum_flow(pipes, len(mixed) * n + query, token).flow_value for token in range(n)]
     return torch.tensor(flows) / 1_000_000
@@ -321,7 +370,7 @@ def kept_for_backward(
     function: Callable,  # a module, or what else computes
     *inputs: Tensor,
 ) -> tuple[int, Any]:  # bytes, and the function's output
-    "What autograd keeps for the backward pass; a module's own weights are there anyway and not counted."
+    "What autograd keeps for the backward pass; not a module's own weights, which are there anyway."
     sizes = {}  # by address, since one piece of memory may be kept under several names
 
     def keep(tensor):

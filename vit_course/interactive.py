@@ -46,10 +46,24 @@ class Interactive:
 
     def page(self) -> str:
         "The figure as a whole page, which needs no other file."
-        style = ":root { color-scheme: light dark } body { font-family: system-ui, sans-serif; margin: 1.5em auto; max-width: 60em; padding: 0 1em }"
-        head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(self.title)}</title>'
-        body = f"<main><h1>{html.escape(self.title)}</h1>{self.html}</main>"
-        return f'<!DOCTYPE html>\n<html lang="en"><head>{head}<style>{style}</style></head><body>{body}</body></html>\n'
+        title = html.escape(self.title)
+        head = f"{_PAGE_META}<title>{title}</title><style>{_PAGE_STYLE}</style>"
+        body = f"<main><h1>{title}</h1>{self.html}</main>"
+        return (
+            f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>'
+            f"<body>{body}</body></html>\n"
+        )
+
+# %% ../nbs/toolbox/interactive.ipynb #1d73dbd8
+_PAGE_META = (
+    '<meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+)
+_PAGE_STYLE = (
+    ":root { color-scheme: light dark } "
+    "body { font-family: system-ui, sans-serif; "
+    "margin: 1.5em auto; max-width: 60em; padding: 0 1em }"
+)
 
 # %% ../nbs/toolbox/interactive.ipynb #b15ccae8
 def embed(
@@ -62,11 +76,21 @@ def embed(
 ) -> Interactive:
     "Data, script, style and a still picture in one piece of HTML."
     folder, tag = files("vit_course") / "web", tag or f"vit-{name}"
-    script, style = [(folder / f"{name}.{ending}").read_text(encoding="utf-8") for ending in ("js", "css")]
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")  # neither </script> nor <!-- can begin
-    image = f'<img src="{picture_address(still)}" alt="{html.escape(alt)}" style="max-width: 100%; height: auto; background: #fff">'
-    inside = f'<figure>{image}</figure><script type="application/json">{text}</script>'
-    return Interactive(f"<style>{style}</style><{tag}>{inside}</{tag}><script>{script}</script>", title)
+    script = (folder / f"{name}.js").read_text(encoding="utf-8")
+    style = (folder / f"{name}.css").read_text(encoding="utf-8")
+    element = f"<{tag}>{_inside(data, still, alt)}</{tag}>"
+    return Interactive(f"<style>{style}</style>{element}<script>{script}</script>", title)
+
+
+def _inside(data: dict, still, alt: str) -> str:
+    "What stands in the element: the still picture, and the data as JSON."
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    text = text.replace("<", "\\u003c")  # neither </script> nor <!-- can begin
+    image = (
+        f'<img src="{picture_address(still)}" alt="{html.escape(alt)}" '
+        'style="max-width: 100%; height: auto; background: #fff">'
+    )
+    return f'<figure>{image}</figure><script type="application/json">{text}</script>'
 
 # %% ../nbs/toolbox/interactive.ipynb #0133fa07
 def to_bytes(
@@ -88,13 +112,15 @@ def _image_address(image: Tensor) -> str:  # (C, H, W) in 0..1
     "A picture of the explorer, as text."
     from torchvision.transforms.functional import to_pil_image
 
-    return picture_address(to_pil_image(image.float().clamp(0, 1)), "png" if image.shape[-2] < 64 else "webp")
+    picture = to_pil_image(image.float().clamp(0, 1))
+    return picture_address(picture, "png" if image.shape[-2] < 64 else "webp")
 
 
 def _prefix_names(vit: nn.Module) -> list[str]:
     "What the tokens before the patches are called."
     n_class = int(vit.class_token is not None)
-    return ["class token"] * n_class + [f"register {k + 1}" for k in range(vit.num_prefix_tokens - n_class)]
+    registers = range(1, vit.num_prefix_tokens - n_class + 1)
+    return ["class token"] * n_class + [f"register {k}" for k in registers]
 
 # %% ../nbs/toolbox/interactive.ipynb #09fc6b7b
 @torch.no_grad()
@@ -111,22 +137,40 @@ def explorer_data(
     from vit_course.rollout import capture_attention
 
     vit = getattr(model, "vit", model)
-    packed = torch.stack([to_bytes(layer.cpu()) for layer in capture_attention(model, images)], dim=1)  # (B, L, h, N, N)
+    packed = [to_bytes(layer.cpu()) for layer in capture_attention(model, images)]
+    packed = torch.stack(packed, dim=1)  # (B, L, h, N, N)
     with looking_inside(model, [], None):  # in eval mode; each part's own flag comes back
         probs = model(images).softmax(dim=-1).cpu()
-    said = 0 if isinstance(vit.head, nn.Identity) else probs.shape[1]  # by the head as it is, perhaps a new one
-    classes = classes or list(map(str, range(said)))
-    if said and len(classes) != said:
-        raise ValueError(f"classes has {len(classes)} names for {said} answers of the model: one each")
-    pictures = []
+    classes, pictures = _answer_names(vit, probs.shape[1], classes), []
     for k, image in enumerate(images):
-        best = probs[k].topk(min(answers, said))
-        zipped = zlib.compress(packed[k].contiguous().numpy().tobytes(), 9)
-        named = [[classes[c], round(float(p), 5)] for p, c in zip(best.values, best.indices)]
-        pictures.append({"name": names[k], "label": labels[k], "answers": named, "image": _image_address(image.cpu()),
-                         "attention": base64.b64encode(zipped).decode()})
+        named = _likeliest(probs[k], classes, answers)
+        pictures.append({"name": names[k], "label": labels[k], "answers": named,
+                         "image": _image_address(image.cpu()), "attention": _zipped(packed[k])})
     return {"grid": list(vit.grid), "size": list(images.shape[-2:]), "prefix": _prefix_names(vit),
             "layers": packed.shape[1], "heads": packed.shape[2], "pictures": pictures}
+
+# %% ../nbs/toolbox/interactive.ipynb #28f0ed69
+def _answer_names(vit: nn.Module, outputs: int, classes: list[str] | None) -> list[str]:
+    "Names for the answers of the head as it is, perhaps a new one; none where there is no head."
+    said = 0 if isinstance(vit.head, nn.Identity) else outputs
+    classes = classes or list(map(str, range(said)))
+    if said and len(classes) != said:
+        raise ValueError(
+            f"classes has {len(classes)} names for {said} answers of the model: one each"
+        )
+    return classes if said else []
+
+
+def _likeliest(probs: Tensor, classes: list[str], count: int) -> list[list]:  # (K,) -> pairs
+    "The likeliest answers' names and probabilities."
+    best = probs.topk(min(count, len(classes)))
+    return [[classes[c], round(float(p), 5)] for p, c in zip(best.values, best.indices)]
+
+
+def _zipped(packed: Tensor) -> str:
+    "Bytes, compressed, as text."
+    zipped = zlib.compress(packed.contiguous().numpy().tobytes(), 9)
+    return base64.b64encode(zipped).decode()
 
 # %% ../nbs/toolbox/interactive.ipynb #e0fc9a93
 def attention_explorer(
@@ -140,21 +184,36 @@ def attention_explorer(
     "The model's attention, to be looked into by pointer or keys, layer by layer and as rollout."
     from vit_course.rollout import show_rollout
 
-    vit = getattr(model, "vit", model)
-    if not all(hasattr(vit, name) for name in ("num_prefix_tokens", "grid", "pool", "class_token")):  # timm's have some
-        raise ValueError(f"model={type(model).__name__} is no ViT: turn it into one by from_timm, from_torchvision or from_huggingface (lesson 9)")
-    for what, given in (("labels", labels), ("names", names)):
-        if given is not None and len(given) != len(images):
-            raise ValueError(f"{what} has {len(given)} entries for {len(images)} images: one each")
+    _check_explorable(model)
+    _check_one_each(len(images), labels=labels, names=names)
     classes = classes or getattr(getattr(model, "hparams", None), "classes", None)
     labels = labels or [None] * len(images)
     names = names or [label or f"picture {k + 1}" for k, label in enumerate(labels)]
     data = explorer_data(model, images, labels, names, classes) | {"title": title}
     still = show_rollout(model, images, titles=names, cols=min(8, len(images)))
-    alt = "The pictures " + ", ".join(names) + ", each above its attention rollout; with scripts, this figure can be explored."
+    alt = ("The pictures " + ", ".join(names) + ", each above its attention rollout; "
+           "with scripts, this figure can be explored.")
     explorer = embed("explorer", data, still, alt, title)
     _close(still)
     return explorer
+
+# %% ../nbs/toolbox/interactive.ipynb #04ef6991
+def _check_explorable(model: nn.Module) -> None:
+    "`ValueError` where a model lacks what the explorer reads of a `ViT`."
+    vit = getattr(model, "vit", model)
+    needed = ("num_prefix_tokens", "grid", "pool", "class_token")  # timm's have some
+    if not all(hasattr(vit, name) for name in needed):
+        raise ValueError(
+            f"model={type(model).__name__} is no ViT: turn it into one by "
+            "from_timm, from_torchvision or from_huggingface (lesson 9)"
+        )
+
+
+def _check_one_each(count: int, **lists: list | None) -> None:
+    "`ValueError` where a list that is given does not have one entry an image."
+    for what, given in lists.items():
+        if given is not None and len(given) != count:
+            raise ValueError(f"{what} has {len(given)} entries for {count} images: one each")
 
 # %% ../nbs/toolbox/interactive.ipynb #6f631789
 def _close(figure) -> None:
@@ -170,18 +229,29 @@ def sinusoid_figure(
     base: float = 10000.0,
 ) -> Interactive:
     "A pair of columns of the sinusoidal code: as a clock hand, and as two waves."
+    still = _two_waves(positions, speed=base ** (-2 / dim))  # of the second pair
+    data = {"dim": dim, "positions": positions, "base": base, "title": "A position as a clock hand"}
+    alt = ("A sine and a cosine wave of one frequency against the position; "
+           "with scripts, position and frequency can be moved.")
+    return _small_figure("vit-sinusoid", data, still, alt)
+
+
+def _two_waves(positions: int, speed: float):  # -> a matplotlib figure
+    "The still picture: sine and cosine against the position."
     import matplotlib.pyplot as plt
 
-    speed = base ** (-2 / dim)  # of the second pair
     places = torch.linspace(0, positions - 1, 300)
     still, ax = plt.subplots(figsize=(7, 2.4), layout="constrained")
     ax.plot(places, (places * speed).sin(), color="#0072b2", label="sin: column 2")
     ax.plot(places, (places * speed).cos(), "--", color="#d55e00", label="cos: column 3")
     ax.set(xlabel="position", ylabel="value")
     ax.legend(loc="upper right")
-    data = {"dim": dim, "positions": positions, "base": base, "title": "A position as a clock hand"}
-    alt = "A sine and a cosine wave of one frequency against the position; with scripts, position and frequency can be moved."
-    figure = embed("figures", data, still, alt, data["title"], tag="vit-sinusoid")
+    return still
+
+# %% ../nbs/toolbox/interactive.ipynb #f6d01a88
+def _small_figure(tag: str, data: dict, still, alt: str) -> Interactive:
+    "One of the small figures; its still picture is closed."
+    figure = embed("figures", data, still, alt, data["title"], tag=tag)
     _close(still)
     return figure
 
@@ -192,25 +262,35 @@ def patches_figure(
     smallest: int = 4,
 ) -> Interactive:
     "An image under a grid of patches whose size can be moved."
-    import matplotlib.pyplot as plt
     from torchvision.transforms.functional import to_pil_image
 
-    (channels, height, width), picture = image.shape, to_pil_image(image.float().clamp(0, 1)).convert("RGB")
+    channels, height, width = image.shape
+    picture = to_pil_image(image.float().clamp(0, 1)).convert("RGB")
     if smallest < 1:
         raise ValueError(f"smallest={smallest} must be 1 pixel or more")
     sizes = [p for p in range(smallest, min(height, width) + 1) if height % p == 0 == width % p]
     if first not in sizes:
-        raise ValueError(f"first={first} does not divide an image of {height} x {width}: use one of {sizes}")
-    still, ax = plt.subplots(figsize=(6, 6 * height / width), layout="constrained")
-    ax.imshow(picture)
-    ax.set(xticks=range(0, width, first), yticks=range(0, height, first), xlabel="column of pixels", ylabel="row of pixels")
-    ax.grid(color="white")
+        raise ValueError(
+            f"first={first} does not divide an image of {height} x {width}: use one of {sizes}"
+        )
     data = {"height": height, "width": width, "channels": channels, "sizes": sizes, "first": first,
             "image": picture_address(picture), "title": "Patch size"}
-    alt = f"An image under a grid of patches of {first} pixels; with scripts, the patch size can be moved."
-    figure = embed("figures", data, still, alt, data["title"], tag="vit-patches")
-    _close(still)
-    return figure
+    alt = (f"An image under a grid of patches of {first} pixels; "
+           "with scripts, the patch size can be moved.")
+    return _small_figure("vit-patches", data, _under_grid(picture, first), alt)
+
+# %% ../nbs/toolbox/interactive.ipynb #833c86af
+def _under_grid(picture, patch_size: int):  # an image of Pillow's -> a matplotlib figure
+    "The still picture: the image under the lines between patches."
+    import matplotlib.pyplot as plt
+
+    width, height = picture.size
+    still, ax = plt.subplots(figsize=(6, 6 * height / width), layout="constrained")
+    ax.imshow(picture)
+    ax.set(xticks=range(0, width, patch_size), xlabel="column of pixels")
+    ax.set(yticks=range(0, height, patch_size), ylabel="row of pixels")
+    ax.grid(color="white")
+    return still
 
 # %% ../nbs/toolbox/interactive.ipynb #ef0a50f5
 def softmax_figure(
@@ -218,21 +298,29 @@ def softmax_figure(
     keys: int = 12,
 ) -> Interactive:
     "Attention weights with and without the scale, against the width of a head and the temperature."
-    import matplotlib.pyplot as plt
-
     dice, scores = torch.Generator().manual_seed(3), {}
     for d in widths:
         query, key = torch.randn(d, generator=dice), torch.randn(keys, d, generator=dice)
         scores[str(d)] = [round(float(s), 3) for s in key @ query]
-    d, still = widths[len(widths) // 2], plt.figure(figsize=(7, 2.4), layout="constrained")
-    for ax, name, scale, colour in zip(still.subplots(1, 2, sharey=True), ("softmax(q·k)", "softmax(q·k / √d)"), (1, d**0.5), ("#d55e00", "#0072b2")):
-        ax.bar(range(1, keys + 1), (torch.tensor(scores[str(d)]) / scale).softmax(0), color=colour)
+    d = widths[len(widths) // 2]
+    still = _scaled_or_not(torch.tensor(scores[str(d)]), d)
+    data = {"widths": list(widths), "scores": scores,
+            "title": "Softmax, temperature and the width of a head"}
+    alt = (f"Attention weights of one query over {keys} keys, without the scale nearly all on one "
+           "key, with it spread out; with scripts, width and temperature can be moved.")
+    return _small_figure("vit-softmax", data, still, alt)
+
+# %% ../nbs/toolbox/interactive.ipynb #ec650465
+def _scaled_or_not(scores: Tensor, d: int):  # (keys,), of a head of width d -> a matplotlib figure
+    "The still picture: attention weights without the scale, and with it."
+    import matplotlib.pyplot as plt
+
+    still = plt.figure(figsize=(7, 2.4), layout="constrained")
+    ways = (("softmax(q·k)", 1, "#d55e00"), ("softmax(q·k / √d)", d**0.5, "#0072b2"))
+    for ax, (name, scale, colour) in zip(still.subplots(1, 2, sharey=True), ways):
+        ax.bar(range(1, len(scores) + 1), (scores / scale).softmax(0), color=colour)
         ax.set(title=f"{name}, d = {d}", xlabel="key", ylabel="weight" if scale == 1 else "")
-    data = {"widths": list(widths), "scores": scores, "title": "Softmax, temperature and the width of a head"}
-    alt = f"Attention weights of one query over {keys} keys, without the scale nearly all on one key, with it spread out; with scripts, width and temperature can be moved."
-    figure = embed("figures", data, still, alt, data["title"], tag="vit-softmax")
-    _close(still)
-    return figure
+    return still
 
 # %% ../nbs/toolbox/interactive.ipynb #16d8a0c2
 def explore_command(args: list[str]) -> None:
@@ -241,16 +329,33 @@ def explore_command(args: list[str]) -> None:
     from vit_course.data import free_file, write_free
     from vit_course.training import load_model
 
-    parser = argparse.ArgumentParser(prog="vit-course explore", description="Write one self-contained page in which a model's attention can be explored.")
-    parser.add_argument("model", help="a .ckpt or .safetensors file, or a shipped model's name, such as fashion")
-    parser.add_argument("images", nargs="*", help="image files; without any, bundled ones: clothes for grey models of 28 x 28 pixels, a photograph for colour")
-    parser.add_argument("-o", "--output", default="explorer.html", help="the page to write; an existing file is not overwritten, the name gets a number")
-    given = parser.parse_args(args)
+    given = _explore_options(args)
     free_file(given.output, ".html")  # a folder that is not there is said before the work
     lit = load_model(given.model)
     pictures, names = choose_images(lit, given.images or None)
-    known = set(names) <= set(lit.hparams.classes or [])  # bundled pictures may show what the model has no word for
+    # bundled pictures may show what the model has no word for
+    known = set(names) <= set(lit.hparams.classes or [])
     labels = names if known and not given.images else None
-    explorer = attention_explorer(lit, pictures, labels, names, title=f"Attention of {Path(given.model).name}")
-    path = write_free(given.output, ".html", lambda ending: explorer.page().encode("utf-8"), (".htm",))
+    title = f"Attention of {Path(given.model).name}"
+    explorer = attention_explorer(lit, pictures, labels, names, title=title)
+    page = lambda ending: explorer.page().encode("utf-8")
+    path = write_free(given.output, ".html", page, (".htm",))
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
+
+# %% ../nbs/toolbox/interactive.ipynb #bdbea259
+def _explore_options(args: list[str]) -> argparse.Namespace:
+    "What the words after the command ask for."
+    parser = argparse.ArgumentParser(
+        prog="vit-course explore",
+        description="Write one self-contained page in which a model's attention can be explored.",
+    )
+    option = parser.add_argument
+    option("model", help="a .ckpt or .safetensors file, or a shipped model's name, such as fashion")
+    option("images", nargs="*", help=(
+        "image files; without any, bundled ones: "
+        "clothes for grey models of 28 x 28 pixels, a photograph for colour"
+    ))
+    option("-o", "--output", default="explorer.html", help=(
+        "the page to write; an existing file is not overwritten, the name gets a number"
+    ))
+    return parser.parse_args(args)

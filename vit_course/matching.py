@@ -30,12 +30,16 @@ class Weight:
 
 
 def _direct(module: nn.Module, name: str) -> list[Weight]:
-    "The module's own parameters; for torch's attention those of its parts too, since it never calls them."
+    """The module's own parameters.
+
+    For torch's attention those of its parts too, since it never calls them.
+    """
     kind = type(module).__name__ if type(module).__module__.startswith("torch.") else ""
     kind = "" if kind in ("ParameterList", "ParameterDict") else kind
     inner = isinstance(module, nn.MultiheadAttention)
     found = module.named_parameters(prefix=name, recurse=inner)
-    return [Weight(n, p.detach(), kind) for n, p in found if p.requires_grad or bool(p.any())]  # frozen zeros are no weights
+    # frozen zeros are no weights
+    return [Weight(n, p.detach(), kind) for n, p in found if p.requires_grad or bool(p.any())]
 
 # %% ../nbs/toolbox/matching.ipynb #f67aa509
 class _Uses(TorchFunctionMode):
@@ -64,8 +68,9 @@ def weights_by_use(
     call: Callable[[nn.Module], object],  # runs the model once
 ) -> list[Weight]:  # in the order of their first use; unused ones last
     "The parameters of a model, ordered by their use."
-    found = [(w, model.get_parameter(w.name)) for n, m in model.named_modules() for w in _direct(m, n)]
-    weights = {}
+    found, weights = [], {}
+    for name, module in model.named_modules():
+        found += [(w, model.get_parameter(w.name)) for w in _direct(module, name)]
     for weight, parameter in found:
         weights.setdefault(id(parameter), weight)
     with torch.no_grad(), _Uses(weights) as uses:
@@ -108,21 +113,24 @@ class Slot:
     kind: str  # "plain", or of an attention layer: "in", "in_bias", "out"
     shape: tuple[int, ...]
     owner: str
-    fill: Callable[[Tensor], dict[str, Tensor]]  # canonical tensor -> entries of the reference's state
+    fill: Callable[[Tensor], dict[str, Tensor]]  # canonical tensor -> part of the reference's state
     sizes: dict[str, int] = field(default_factory=dict)  # factors of the canonical tensor
 
 # %% ../nbs/toolbox/matching.ipynb #c34cbbb9
 def _fused(module, name):
     dim, heads = module.proj.in_features, module.num_heads
     sizes = {"t": 3, "h": heads, "d": dim // heads, "D": dim}
-    slots = [Slot("in", (3 * dim, dim), "Linear", lambda w: {f"{name}qkv.weight": w.reshape(3 * dim, dim)}, sizes)]
+    slots = [Slot("in", (3 * dim, dim), "Linear",
+                  lambda w: {f"{name}qkv.weight": w.reshape(3 * dim, dim)}, sizes)]
     if module.qkv.bias is not None:
-        slots += [Slot("in_bias", (3 * dim,), "Linear", lambda b: {f"{name}qkv.bias": b.reshape(-1)}, sizes)]
+        slots += [Slot("in_bias", (3 * dim,), "Linear",
+                       lambda b: {f"{name}qkv.bias": b.reshape(-1)}, sizes)]
     return slots + _out(f"{name}proj", dim, sizes)
 
 
 def _out(name, dim, sizes):
-    weight = Slot("out", (dim, dim), "Linear", lambda w: {f"{name}.weight": w.reshape(dim, dim)}, sizes)
+    weight = Slot("out", (dim, dim), "Linear",
+                  lambda w: {f"{name}.weight": w.reshape(dim, dim)}, sizes)
     return [weight, Slot("plain", (dim,), "Linear", lambda b: {f"{name}.bias": b})]
 
 # %% ../nbs/toolbox/matching.ipynb #459bd690
@@ -131,7 +139,8 @@ def _listed(module, name):
     sizes = {"t": 3, "h": heads, "d": dim // heads, "D": dim}
 
     def fill(value, part):
-        return {f"{name}heads.{h}.{q}.{part}": value[i, h] for h in range(heads) for i, q in enumerate("qkv")}
+        return {f"{name}heads.{h}.{q}.{part}": value[i, h]
+                for h in range(heads) for i, q in enumerate("qkv")}
 
     return [Slot("in", (3 * dim, dim), "Linear", lambda w: fill(w, "weight"), sizes),
             Slot("in_bias", (3 * dim,), "Linear", lambda b: fill(b, "bias"), sizes),
@@ -157,9 +166,13 @@ def _headwise(module, name):
     def enter(w):
         return {f"{name}{n}.weight": w[i].permute(2, 0, 1) for i, n in enumerate(names)}
 
+    def enter_bias(b):
+        return {f"{name}{n}.bias": b[i] for i, n in enumerate(names)}
+
     return [Slot("in", (3 * dim, dim), "Linear", enter, sizes),
-            Slot("in_bias", (3 * dim,), "Linear", lambda b: {f"{name}{n}.bias": b[i] for i, n in enumerate(names)}, sizes),
-            Slot("out", (dim, dim), "Linear", lambda w: {f"{name}out.weight": w.permute(1, 2, 0)}, sizes),
+            Slot("in_bias", (3 * dim,), "Linear", enter_bias, sizes),
+            Slot("out", (dim, dim), "Linear",
+                 lambda w: {f"{name}out.weight": w.permute(1, 2, 0)}, sizes),
             Slot("plain", (dim,), "Linear", lambda b: {f"{name}out.bias": b})]
 
 # %% ../nbs/toolbox/matching.ipynb #c6f90701
@@ -181,14 +194,17 @@ def _patchwise(module, name):
     p = module.patch_size
     if count % p**2:
         raise ValueError(f"{count} columns are no whole pixels")
-    shape = (width, p, p, count // p**2)  # a slot of this shape takes every order of row, column, channel
-    slots = [Slot("plain", shape, "Linear", lambda w: {f"{name}proj.weight": w.reshape(width, count)})]
+    # a slot of this shape takes every order of row, column, channel
+    shape = (width, p, p, count // p**2)
+    slots = [Slot("plain", shape, "Linear",
+                  lambda w: {f"{name}proj.weight": w.reshape(width, count)})]
     if module.proj.bias is not None:
         slots += [Slot("plain", (width,), "Linear", lambda b: {f"{name}proj.bias": b})]
     return slots
 
 # %% ../nbs/toolbox/matching.ipynb #af79e574
-LAYOUTS = {"LinearStem": _patchwise, "MultiHeadAttention": _fused, "MultiHeadSelfAttention": _listed, "AttentionHead": _single,
+LAYOUTS = {"LinearStem": _patchwise, "MultiHeadAttention": _fused,
+           "MultiHeadSelfAttention": _listed, "AttentionHead": _single,
            "HeadwiseAttention": _headwise, "CrossAttention": _crossed}
 
 
@@ -206,10 +222,7 @@ def slots_of(
     call: Callable[[nn.Module], object],  # runs the model once
 ) -> list[Slot]:
     "The slots of a reference, in the order of use."
-    layers = {f"{name}." if name else "": module for name, module in reference.named_modules() if _layout_of(module)}
-    # an attention layer inside another one belongs to the outer
-    layers = {n: m for n, m in layers.items() if not any(n != o and n.startswith(o) for o in layers)}
-    slots, seen = [], set()
+    layers, slots, seen = _layers_of(reference), [], set()
     for weight in weights_by_use(reference, call):
         layer = next((n for n in layers if weight.name.startswith(n)), None)
         if layer is None:
@@ -219,6 +232,13 @@ def slots_of(
             seen.add(layer)
             slots += _layout_of(layers[layer])(layers[layer], layer)
     return slots
+
+# %% ../nbs/toolbox/matching.ipynb #e6072033
+def _layers_of(reference: nn.Module) -> dict[str, nn.Module]:
+    "Attention layers by the beginning of their weights' names; one inside another one is left out."
+    layers = {f"{n}." if n else "": m for n, m in reference.named_modules() if _layout_of(m)}
+    inside = {n for n in layers if any(n != o and n.startswith(o) for o in layers)}
+    return {n: m for n, m in layers.items() if n not in inside}
 
 # %% ../nbs/toolbox/matching.ipynb #cb69d7f6
 _OUTWARD = re.compile(r"(^|\.)(w?_?o|.*out.*|proj|[co]_proj)(\.weight|\.bias)?$")
@@ -239,24 +259,34 @@ def _first(pool: list[Weight], count: int, like: Slot) -> Weight | None:
 # %% ../nbs/toolbox/matching.ipynb #bd2f03d0
 def _group(pool: list[Weight], slot: Slot) -> list[Weight] | None:
     "Weights that fill a slot of an attention layer together."
-    total, heads = math.prod(slot.shape), slot.sizes["h"]
-    splits = [[total]]
-    if slot.kind != "out":
-        splits += [[total // 3] * 3, [total // 3, 2 * total // 3], [2 * total // 3, total // 3]]
-        unit = total // 3 // heads
-        splits += [[unit] * 3 * heads, [unit] * heads + [2 * unit] * heads, [2 * unit] * heads + [unit] * heads]
-    splits += [[total // heads] * heads]
-    for split in splits:
-        left, found = list(pool), []
-        for count in split:
-            weight = _first(left, count, slot)
-            if weight is None:
-                break
-            left.remove(weight)
-            found.append(weight)
-        else:
+    for split in _splits(slot):
+        found = _taken(pool, split, slot)
+        if found is not None:
             return found
     return None
+
+# %% ../nbs/toolbox/matching.ipynb #47ff09ea
+def _splits(slot: Slot) -> list[list[int]]:
+    "How many numbers each weight may have, for each way to cut an attention layer."
+    total, heads = math.prod(slot.shape), slot.sizes["h"]
+    third, splits = total // 3, [[total]]
+    if slot.kind != "out":
+        splits += [[third] * 3, [third, 2 * total // 3], [2 * total // 3, third]]
+        one, two = [third // heads] * heads, [2 * (third // heads)] * heads
+        splits += [one * 3, one + two, two + one]
+    return splits + [[total // heads] * heads]
+
+
+def _taken(pool: list[Weight], split: list[int], slot: Slot) -> list[Weight] | None:
+    "Weights of so many numbers each; None if there is none for one of them."
+    left, found = list(pool), []
+    for count in split:
+        weight = _first(left, count, slot)
+        if weight is None:
+            return None
+        left.remove(weight)
+        found.append(weight)
+    return found
 
 # %% ../nbs/toolbox/matching.ipynb #1514b28a
 def assign(
@@ -266,13 +296,7 @@ def assign(
     "The weights of each slot."
     pool, pairs, before = list(weights), [], []
     for slot in slots:
-        if slot.kind == "plain":
-            weight = _first(_biases_of(before, pool, slot) or pool, math.prod(slot.shape), slot)
-            group = None if weight is None else [weight]
-        elif slot.kind == "in_bias":
-            group = _padded(before, pool) or _group(pool, slot) or []  # no bias is a bias of 0
-        else:
-            group = _group(pool, slot)
+        group = _filling(slot, pool, before)
         if group is None:
             return None
         pool = [w for w in pool if all(w is not g for g in group)]
@@ -280,22 +304,38 @@ def assign(
         before = group
     return pairs
 
+# %% ../nbs/toolbox/matching.ipynb #5dcfa9e1
+def _filling(slot: Slot, pool: list[Weight], before: list[Weight]) -> list[Weight] | None:
+    "The weights of one slot; those before it were just read."
+    if slot.kind == "plain":
+        weight = _first(_biases_of(before, pool, slot) or pool, math.prod(slot.shape), slot)
+        return None if weight is None else [weight]
+    if slot.kind == "in_bias":
+        return _padded(before, pool) or _group(pool, slot) or []  # no bias is a bias of 0
+    return _group(pool, slot)
+
 # %% ../nbs/toolbox/matching.ipynb #373e8f9d
 def _biases_of(group: list[Weight], pool: list[Weight], slot: Slot) -> list[Weight]:
     "For a slot of one axis: the biases of the layers whose weights were just read."
+    if len(slot.shape) != 1:
+        return []
     names = {w.name.removesuffix("weight") + "bias" for w in group if w.name.endswith("weight")}
-    return [w for w in pool if len(slot.shape) == 1 and w.name in names and w.value.numel() == slot.shape[0]]
+    return [w for w in pool if w.name in names and w.value.numel() == slot.shape[0]]
 
-
+# %% ../nbs/toolbox/matching.ipynb #17e32b53
 def _padded(group: list[Weight], pool: list[Weight]) -> list[Weight] | None:
-    "The biases of layers whose weights were just read, zeros where a layer has none; None if no layer has one."
+    """The biases of layers whose weights were just read, zeros where a layer has none.
+
+    None if no layer has one.
+    """
     if not all(w.owner and w.name.endswith("weight") for w in group):
         return None
     own = {w.name: w for w in pool}
     names = [w.name.removesuffix("weight") + "bias" for w in group]
     if not any(n in own for n in names):
         return None
-    return [own.get(n) or Weight(n, w.value.new_zeros(w.value.shape[0]), w.owner) for n, w in zip(names, group)]
+    return [own.get(n) or Weight(n, w.value.new_zeros(w.value.shape[0]), w.owner)
+            for n, w in zip(names, group)]
 
 # %% ../nbs/toolbox/matching.ipynb #40097373
 def _stacked(group: list[Weight]) -> list[Weight]:
@@ -317,22 +357,31 @@ def _attention_readings(group: list[Weight], slot: Slot) -> list[tuple]:
         return [(("none",), torch.zeros([sizes[s] for s in wanted.split()]))]
     group = _stacked(group)
     if len(group) == 1:
-        read = [(o, refactor(group[0].value, o, sizes, wanted)) for o in _orders(group[0], sizes, wanted)]
-        perms = list(itertools.permutations(range(3))) if "t" in sizes else [None]
-        found = [((perm, o), v if perm is None else v[list(perm)]) for perm in perms for o, v in read]
+        found = _joint(group[0], sizes, wanted)
     else:
         found = list(_separate(group, sizes, wanted))
     if slot.kind == "in_bias":  # only a key may lack its bias: there it changes nothing
         found = [(how, v) for how, v in found if bool(v[[0, 2]].any(dim=-1).all())]
     return found
 
+# %% ../nbs/toolbox/matching.ipynb #4ec5d5a5
+def _joint(weight: Weight, sizes: dict[str, int], wanted: str) -> list[tuple]:
+    "Readings of one tensor that holds all; query, key and value may come in any order."
+    read = [(o, refactor(weight.value, o, sizes, wanted)) for o in _orders(weight, sizes, wanted)]
+    if "t" not in sizes:
+        return [((None, o), v) for o, v in read]
+    perms = itertools.permutations(range(3))
+    return [((perm, o), v[list(perm)]) for perm in perms for o, v in read]
+
 # %% ../nbs/toolbox/matching.ipynb #af128ee9
 def _orders(weight: Weight, sizes: dict[str, int], wanted: str) -> list[tuple[str, ...]]:
-    "Orders of the factors, the usual ones first; torch's layers keep their inputs in the last axis."
+    "Orders of the factors, usual ones first; torch's layers keep their inputs in the last axis."
     orders = list(factorings(tuple(weight.value.shape), sizes))
     if weight.owner and weight.value.ndim > 1 and "D" in sizes:
-        inward = wanted[0] != "D"
-        orders = [o for o in orders if (o[-1] == "D" if inward else o[:1] == ("D",) or weight.value.ndim > 2)]
+        if wanted[0] != "D":
+            orders = [o for o in orders if o[-1] == "D"]
+        elif weight.value.ndim == 2:
+            orders = [o for o in orders if o[:1] == ("D",)]
     return sorted(orders, key=lambda o: _unusual(o, wanted))
 
 # %% ../nbs/toolbox/matching.ipynb #88be4230
@@ -345,17 +394,24 @@ def _unusual(order, wanted):
 def _separate(group: list[Weight], sizes: dict[str, int], wanted: str) -> Iterator[tuple]:
     "Readings of two or three tensors that hold query, key and value."
     part = {s: n for s, n in sizes.items() if s != "t"}
-    shapes, inner = [], wanted.removeprefix("t ")
-    for weight in group:
-        kinds = round(weight.value.numel() / math.prod(part.values()))
-        own = {"t": kinds} | part if kinds > 1 else part
-        read = [(o, refactor(weight.value, o, own, ("t " if kinds > 1 else "") + inner)) for o in _orders(weight, own, wanted)]
-        shapes.append([(o, v if v.ndim > len(part) else v[None]) for o, v in read])
-    joined = [r for r in itertools.product(*shapes) if _one_layout([o for o, _ in r])] if len(group) < 3 else zip(*shapes)
+    shapes = [_one_of_several(weight, part, wanted) for weight in group]
+    joined = zip(*shapes)
+    if len(group) < 3:
+        joined = [r for r in itertools.product(*shapes) if _one_layout([o for o, _ in r])]
     for reading in joined:
         value = torch.cat([v for _, v in reading])
         for perm in _likely_orders(group):
             yield (perm, *[o for o, _ in reading]), value[list(perm)]
+
+# %% ../nbs/toolbox/matching.ipynb #57f6444e
+def _one_of_several(weight: Weight, part: dict[str, int], wanted: str) -> list[tuple]:
+    "Readings of a tensor that holds one or two of query, key and value; their axis comes first."
+    kinds = round(weight.value.numel() / math.prod(part.values()))
+    own, axes = part, wanted.removeprefix("t ")
+    if kinds > 1:
+        own, axes = {"t": kinds} | part, "t " + axes
+    read = [(o, refactor(weight.value, o, own, axes)) for o in _orders(weight, own, wanted)]
+    return [(o, v if v.ndim > len(part) else v[None]) for o, v in read]
 
 # %% ../nbs/toolbox/matching.ipynb #8f7dda84
 def _one_layout(orders: list[tuple[str, ...]]) -> bool:
@@ -377,13 +433,15 @@ def _likely_orders(group: list[Weight]) -> list[tuple[int, ...]]:
 def _plain_readings(value: Tensor, slot: Slot, owner: str) -> list[tuple]:
     "(how, tensor of the slot's shape)."
     shape = slot.shape
+    square = value.ndim == 2 and value.shape[0] == value.shape[1]
+    # what somebody made by hand may be turned
+    turned = [("transposed", value.T)] if square and owner == "" else []
     if tuple(value.shape) == shape:
-        turned = value.ndim == 2 and shape[0] == shape[1] and owner == ""
-        return [("same", value)] + ([("transposed", value.T)] if turned else [])
+        return [("same", value)] + turned
     squeezed = [s for s in value.shape if s != 1]
     if squeezed == [s for s in shape if s != 1]:
-        turned = owner == "" and value.ndim == 2 and len(shape) > 2 and value.shape[0] == value.shape[1] > 1
-        return [("reshaped", value.reshape(shape))] + ([("transposed", value.T.reshape(shape))] if turned else [])
+        found = [("reshaped", value)] + (turned if len(shape) > 2 and value.numel() > 1 else [])
+        return [(how, v.reshape(shape)) for how, v in found]
     names = {f"a{i}": n for i, n in enumerate(shape)}
     if len(shape) == 2 and len(squeezed) != 2:
         return [("reshaped", value.reshape(shape))]
@@ -396,7 +454,7 @@ def readings(
     reference: nn.Module,
     call: Callable[[nn.Module], object],  # runs either model once
     limit: int = 400,  # most readings for each of two orders, of use and of definition
-    keep: Callable = lambda key, make: make(),  # may remember the learner's weights ("used") and the reference's "slots"
+    keep: Callable = lambda key, make: make(),  # may remember weights ("used") and "slots"
 ) -> Iterator[dict[str, Tensor]]:  # state of the reference, as the learner's weights may be meant
     "Readings of a learner's weights, from the most to the least likely."
     wanted = {n: p.shape for n, p in reference.named_parameters()}
@@ -405,45 +463,60 @@ def readings(
         yield {n: p.detach() for n, p in own.items()}
     slots = keep("slots", lambda: slots_of(reference, call))
     used = keep("used", lambda: weights_by_use(learner, call))
-    by_name = {w.name: w for w in used}
-    defined = [by_name[n] for n in own if n in by_name]
-    for order in [used] + [defined] * ([w.name for w in defined] != [w.name for w in used]):
-        pairs = assign(slots, order)
+    for weights in _both_orders(used, list(own)):
+        pairs = assign(slots, weights)
         if pairs is not None:
             yield from itertools.islice(_combinations(pairs), limit)
+
+# %% ../nbs/toolbox/matching.ipynb #a9341346
+def _both_orders(used: list[Weight], names: list[str]) -> list[list[Weight]]:
+    "Weights in the order of use, and in that of their definition if it is another one."
+    by_name = {w.name: w for w in used}
+    defined = [by_name[n] for n in names if n in by_name]
+    return [used] + [defined] * ([w.name for w in defined] != [w.name for w in used])
 
 # %% ../nbs/toolbox/matching.ipynb #17c43afa
 def _combinations(pairs) -> Iterator[dict[str, Tensor]]:
     "Every combination of readings in which equal kinds of slots are read in the same way."
-    options = []
-    for slot, group in pairs:
-        plain = slot.kind == "plain"
-        found = _plain_readings(group[0].value, slot, group[0].owner) if plain else _attention_readings(group, slot)
-        options.append((_kind_key(slot, group), slot, dict(found)))
+    options = [(_kind_key(slot, group), slot, _readings_of(slot, group)) for slot, group in pairs]
     choices = {}
     for key, _, found in options:
         choices.setdefault(key, list(found))
-    keys = list(choices)
     for combination in itertools.product(*choices.values()):
-        how = dict(zip(keys, combination))
-        if not _consistent(how, choices):
-            continue
-        state = {}
-        for key, slot, found in options:
-            if how[key] not in found:
-                break
-            state |= slot.fill(found[how[key]])
-        else:
-            yield {n: v.contiguous() for n, v in state.items()}
+        how = dict(zip(choices, combination))
+        state = _state(options, how) if _consistent(how, choices) else None
+        if state is not None:
+            yield state
+
+# %% ../nbs/toolbox/matching.ipynb #3a61683d
+def _readings_of(slot: Slot, group: list[Weight]) -> dict:
+    "Readings of a slot's weights, by how they are read."
+    if slot.kind == "plain":
+        return dict(_plain_readings(group[0].value, slot, group[0].owner))
+    return dict(_attention_readings(group, slot))
+
+
+def _state(options: list[tuple], how: dict) -> dict[str, Tensor] | None:
+    "The reference's state from one reading for each kind of slot; None where a slot lacks it."
+    state = {}
+    for key, slot, found in options:
+        if how[key] not in found:
+            return None
+        state |= slot.fill(found[how[key]])
+    return {n: v.contiguous() for n, v in state.items()}
 
 # %% ../nbs/toolbox/matching.ipynb #f53a5288
 def _kind_key(slot: Slot, group: list[Weight]):
     "Slots with the same key are read in the same way."
-    return slot.kind, slot.shape, tuple(tuple(w.value.shape) for w in group), tuple(w.owner for w in group)
+    shapes = tuple(tuple(w.value.shape) for w in group)
+    return slot.kind, slot.shape, shapes, tuple(w.owner for w in group)
 
 # %% ../nbs/toolbox/matching.ipynb #71c5896a
 def _consistent(how: dict, choices: dict) -> bool:
-    "A bias must be cut like the weight it belongs to, and be in the same order unless the names say otherwise."
+    """Whether a bias is cut like the weight it belongs to.
+
+    It must be in the same order, too, unless the names say otherwise.
+    """
     keys = {key[0]: key for key in how if key[0] != "plain"}
     if "in" not in keys or "in_bias" not in keys or how[keys["in_bias"]] == ("none",):
         return True
@@ -475,10 +548,10 @@ def outputs_with(
 ) -> Tensor:  # the result with each of the states, along the first axis
     "What a module gives with each of many weights; errors where `torch.func.vmap` cannot follow."
     stacked = {f"module.{k}": torch.stack([s[k] for s in states]) for k in states[0]}
+    called = lambda state: torch.func.functional_call(_Called(module, call), state, ())
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of slow paths
-        run = torch.func.vmap(lambda state: torch.func.functional_call(_Called(module, call), state, ()), randomness="same")
-        return run(stacked)
+        return torch.func.vmap(called, randomness="same")(stacked)
 
 # %% ../nbs/toolbox/matching.ipynb #0b2c91fb
 def promising(
@@ -488,11 +561,12 @@ def promising(
     wanted: object,  # result of the call
     tolerance: float = 1e-5,  # of the largest number that is wanted
 ) -> Iterator[dict[str, Tensor]]:
-    "The states whose result is near to what is wanted; all of them where they cannot be run together."
+    "The states whose result is near to what is wanted; all where they cannot be run together."
     for _, group in itertools.groupby(states, key=list):
         group = list(group)
         with contextlib.suppress(Exception):
             results = outputs_with(module, call, group)
-            far = (results - wanted).abs().flatten(1).amax(1) > tolerance * max(1e-3, wanted.abs().max().item())
+            size = max(1e-3, wanted.abs().max().item())
+            far = (results - wanted).abs().flatten(1).amax(1) > tolerance * size
             group = [state for state, miss in zip(group, far.tolist()) if not miss]
         yield from group

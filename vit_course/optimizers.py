@@ -36,9 +36,11 @@ def fused_adamw(
     weight_decay: float = 0.01,  # of groups without one of their own
 ) -> AdamW:
     "AdamW in one kernel, where the parameters' device has it."
-    groups = [group | {"params": list(group["params"])} for group in groups]  # a generator serves once
+    # a generator serves once
+    groups = [group | {"params": list(group["params"])} for group in groups]
     devices = {p.device.type for group in groups for p in group["params"]}
-    optimizer = AdamW(groups, lr=lr, betas=tuple(betas), weight_decay=weight_decay, fused=devices <= _fused_devices())
+    fused = devices <= _fused_devices()
+    optimizer = AdamW(groups, lr=lr, betas=tuple(betas), weight_decay=weight_decay, fused=fused)
     optimizer._step_supports_amp_scaling = False  # gradients may be clipped
     return optimizer
 
@@ -63,15 +65,18 @@ def orthogonalize(
 def bf16_speedup(
     size: int = 256,  # side of the matrices that are multiplied
 ) -> float:  # 2.0: half of the time
-    "How many times as fast as 32 bits one thread multiplies in bfloat16; measured at the first call, in milliseconds."
+    "How many times as fast as in 32 bits one thread multiplies in bfloat16; measured once, in ms."
     matrices = [torch.ones(size, size, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
     best, threads, start = [math.inf, math.inf], torch.get_num_threads(), time.perf_counter()
     torch.set_num_threads(1)
-    for turn in range(40):
-        best = [min(least, _seconds(lambda: matrix @ matrix)) for least, matrix in zip(best, matrices)]
-        if turn > 2 and time.perf_counter() > start + 0.2:  # imitated formats take long
-            break
-    torch.set_num_threads(threads)
+    try:
+        for turn in range(40):
+            times = [_seconds(lambda: matrix @ matrix) for matrix in matrices]
+            best = list(map(min, best, times))
+            if turn > 2 and time.perf_counter() > start + 0.2:  # imitated formats take long
+                break
+    finally:
+        torch.set_num_threads(threads)
     return best[0] / best[1]
 
 # %% ../nbs/toolbox/optimizers.ipynb #eeaa51b9
@@ -79,7 +84,7 @@ def bf16_is_faster(
     gain: float = 1.5,  # how many times as fast it must be
     size: int = 256,  # side of the matrices that are multiplied
 ) -> bool:
-    "Whether this processor multiplies clearly faster in bfloat16 than in 32 bits: the course's rule for choosing a format."
+    "Whether this processor is clearly faster in bfloat16 than in 32 bits: the rule for a format."
     return bf16_speedup(size) > gain
 
 
@@ -114,19 +119,20 @@ def _move(params, directions: Tensor, lr: float, weight_decay: float):
 
 
 def _fast_dtype(x: Tensor) -> torch.dtype:
-    "bfloat16 where a graphics card has units for it, or the CPU multiplies it clearly faster; else 32 bits."
+    "bfloat16 where a graphics card has units for it, or the CPU is clearly faster; else 32 bits."
     if x.is_cuda:
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         fast = x.device.type == "cpu" and cpu_has_bf16() and bf16_is_faster()
     said = [torch.bfloat16 if fast else torch.float32]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.broadcast_object_list(said, src=0)  # the first process's answer, or weights would drift apart
+        # the first process's answer, or weights would drift apart
+        torch.distributed.broadcast_object_list(said, src=0)
     return said[0]
 
 # %% ../nbs/toolbox/optimizers.ipynb #778ec33a
 class Muon(Optimizer):
-    "Momentum, made orthogonal, for two-dimensional parameters (Jordan et al. 2024; Liu et al. 2025)."
+    "Momentum, made orthogonal, for matrices of weights (Jordan et al. 2024; Liu et al. 2025)."
 
     def __init__(
         self,
@@ -169,18 +175,11 @@ class MuonAdamW(Optimizer):
         muon = Muon(matrices, lr=lr, weight_decay=weight_decay, momentum=momentum)
         self.parts = [muon, fused_adamw(groups, lr, betas)]
         super().__init__([group for part in self.parts for group in part.param_groups], {})
-        self._share()
-
-    def _share(self):
-        "Both parts work on this optimizer's groups and state."
-        cut = len(self.parts[0].param_groups)
-        self.parts[0].param_groups, self.parts[1].param_groups = self.param_groups[:cut], self.param_groups[cut:]
-        for part in self.parts:
-            part.state = self.state
+        _share(self, *self.parts)
 
     def load_state_dict(self, state_dict):
         super().load_state_dict(state_dict)
-        self._share()
+        _share(self, *self.parts)
 
     def step(self, closure=None):
         loss = None if closure is None else closure()
@@ -188,12 +187,22 @@ class MuonAdamW(Optimizer):
             part.step()
         return loss
 
+# %% ../nbs/toolbox/optimizers.ipynb #cb65f2e4
+def _share(whole: Optimizer, muon: Optimizer, adam: Optimizer) -> None:
+    "Both parts work on the whole optimizer's groups and state."
+    cut = len(muon.param_groups)
+    muon.param_groups, adam.param_groups = whole.param_groups[:cut], whole.param_groups[cut:]
+    muon.state = adam.state = whole.state
+
 # %% ../nbs/toolbox/optimizers.ipynb #bf8c10b8
 def hidden_matrices(
     model: nn.Module,
 ) -> dict[str, nn.Parameter]:  # name -> weight
     "The weights of linear layers inside an encoder's blocks: what Muon is for."
-    return {n: p for n, p in model.named_parameters() if ".blocks." in f".{n}" and n.endswith("weight") and p.ndim == 2}
+    return {
+        n: p for n, p in model.named_parameters()
+        if ".blocks." in f".{n}" and n.endswith("weight") and p.ndim == 2
+    }
 
 # %% ../nbs/toolbox/optimizers.ipynb #955fde4d
 def make_optimizer(
@@ -211,20 +220,32 @@ def make_optimizer(
         raise ValueError(f"optimizer={name!r} is not known: use 'adamw' or 'muon'")
     matrices = [p for p in hidden_matrices(model).values() if p.requires_grad]
     if not matrices:
-        raise ValueError("optimizer='muon' is for models with blocks, and this one has no matrix in blocks that is trained: use 'adamw'")
-    taken = {id(p) for p in matrices}
-    rest = [group | {"params": [p for p in group["params"] if id(p) not in taken]} for group in groups]
-    return MuonAdamW(matrices, [group for group in rest if group["params"]], lr, betas, weight_decay)
+        raise ValueError(
+            "optimizer='muon' is for models with blocks, "
+            "and this one has no matrix in blocks that is trained: use 'adamw'"
+        )
+    return MuonAdamW(matrices, _without(matrices, groups), lr, betas, weight_decay)
+
+# %% ../nbs/toolbox/optimizers.ipynb #9e6faf4c
+def _without(taken: list[nn.Parameter], groups: list[dict]) -> list[dict]:
+    "Parameter groups without the parameters that are taken; a group of which none is left goes."
+    ids, rest = {id(p) for p in taken}, []
+    for group in groups:
+        if left := [p for p in group["params"] if id(p) not in ids]:
+            rest.append(group | {"params": left})
+    return rest
 
 # %% ../nbs/toolbox/optimizers.ipynb #35cba563
 def time_share(
     trainer: pl.Trainer,
 ) -> float | None:  # 0..1; None without a `max_time`
     "The share of the trainer's `max_time` that has passed in training."
-    timers = [c for c in trainer.callbacks if isinstance(c, Timer) and c.time_remaining() is not None]
+    timers = [c for c in trainer.callbacks if isinstance(c, Timer)]
+    timers = [timer for timer in timers if timer.time_remaining() is not None]
     if not timers:
         return None
     used, left = timers[0].time_elapsed(), timers[0].time_remaining()
     share = min(1.0, used / max(1e-9, used + left))
-    # clocks of several processes differ, and with them rates and weights would; the first one's clock counts
+    # clocks of several processes differ, and with them rates and weights would;
+    # the first one's clock counts
     return trainer.strategy.broadcast(share) if trainer.world_size > 1 else share

@@ -28,7 +28,8 @@ def use_style():
     "Set the course's figure style: call it once at the top of a notebook."
     sns.set_theme(style="white", palette="colorblind", font_scale=0.9)
     plt.rcParams.update({
-        "figure.dpi": 110, "figure.facecolor": "white", "savefig.facecolor": "white", "savefig.bbox": "tight",
+        "figure.dpi": 110, "figure.facecolor": "white",
+        "savefig.facecolor": "white", "savefig.bbox": "tight",
         "figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False,
         "image.cmap": "viridis", "axes.titlesize": "medium", "svg.hashsalt": "vit_course",
     })
@@ -37,12 +38,15 @@ def use_style():
 def _unit(
     image: Tensor,  # bytes, or floats in 0..1
 ) -> Tensor:
-    "An image's numbers as floats in 0..1; floats beyond are clipped, whole numbers that are no bytes raise `ValueError`."
+    "An image as floats in 0..1, clipped; whole numbers other than bytes raise `ValueError`."
     image = image.detach().cpu()
     if image.dtype == torch.uint8:
         return image.float() / 255
     if not image.is_floating_point() and image.dtype != torch.bool:
-        raise ValueError(f"image of {image.dtype} may mean 0..1 or 0..255: use bytes (torch.uint8), or floats in 0..1")
+        raise ValueError(
+            f"image of {image.dtype} may mean 0..1 or 0..255: "
+            "use bytes (torch.uint8), or floats in 0..1"
+        )
     return image.float().clamp(0, 1)
 
 
@@ -92,9 +96,9 @@ def heatmap(
     values = torch.as_tensor(values).detach().cpu().float().numpy()
     ax = ax or plt.gca()
     if signed:
-        limit = float(np.abs(values[np.isfinite(values)]).max(initial=0)) or 1.0
-        options = {"cmap": "PuOr", "vmin": -limit, "vmax": limit} | options
-    drawn = ax.imshow(values, aspect="equal" if square else "auto", interpolation="nearest", **options)
+        options = _both_signs(values) | options
+    aspect = "equal" if square else "auto"
+    drawn = ax.imshow(values, aspect=aspect, interpolation="nearest", **options)
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if colorbar:
         ax.figure.colorbar(drawn, ax=ax, label=label, shrink=0.85)
@@ -103,13 +107,26 @@ def heatmap(
     return ax
 
 # %% ../nbs/toolbox/plots.ipynb #e312ced3
+def _both_signs(values) -> dict:
+    "Colours for numbers of both signs, white at 0 and up to the largest one."
+    limit = float(np.abs(values[np.isfinite(values)]).max(initial=0)) or 1.0
+    return {"cmap": "PuOr", "vmin": -limit, "vmax": limit}
+
+
 def _annotate(ax, drawn, values, form):
     "Write each number in black or white, whichever reads better on its cell."
     for (row, col), value in np.ndenumerate(values):
         *rgb, alpha = drawn.cmap(drawn.norm(value))
         shown = alpha * np.array(rgb) + 1 - alpha  # what is no number shows the white ground
-        color = "black" if np.dot(shown**2.2, [0.2126, 0.7152, 0.0722]) > 0.179 else "white"  # relative luminance
+        luminance = np.dot(shown**2.2, [0.2126, 0.7152, 0.0722])  # relative
+        color = "black" if luminance > 0.179 else "white"
         ax.text(col, row, format(value, form), ha="center", va="center", fontsize=8, color=color)
+
+# %% ../nbs/toolbox/plots.ipynb #38e8e74d
+def _remove_empty(axes, used: int):
+    "Take the panels of a grid away that come after the first `used`."
+    for ax in axes.flat[used:]:
+        ax.remove()
 
 # %% ../nbs/toolbox/plots.ipynb #4bc33dfb
 def compare_lines(
@@ -129,8 +146,7 @@ def compare_lines(
         ax.set_ylim(low, high + 0.25 * (high - low))  # room for the legend
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
         ax.legend(fontsize=8, loc="upper center", ncols=len(lines))
-    for ax in axes.flat[len(panels) :]:
-        ax.remove()
+    _remove_empty(axes, len(panels))
     return fig
 
 # %% ../nbs/toolbox/plots.ipynb #afc4cf6a
@@ -152,11 +168,16 @@ def scorecard(
     ax.set_xticks(range(len(columns)), columns)
     ax.set_yticks(range(len(table)), list(table))
     ax.xaxis.tick_top()
-    ax.set_xticks(np.arange(len(columns) - 1) + 0.5, minor=True)
-    ax.set_yticks(np.arange(len(table) - 1) + 0.5, minor=True)
+    _white_borders(ax, len(table), len(columns))
+    return ax
+
+# %% ../nbs/toolbox/plots.ipynb #0b4f25c0
+def _white_borders(ax, rows: int, cols: int):
+    "White lines between the cells of a table, and no marks at its edges."
+    ax.set_xticks(np.arange(cols - 1) + 0.5, minor=True)
+    ax.set_yticks(np.arange(rows - 1) + 0.5, minor=True)
     ax.grid(which="minor", color="white", linewidth=2)
     ax.tick_params(which="both", length=0)
-    return ax
 
 # %% ../nbs/toolbox/plots.ipynb #de68effd
 def clock_hands(
@@ -171,16 +192,21 @@ def clock_hands(
     for ax in axes.flat:
         ax.axis("off")
     for ax, p in zip(axes.flat, positions):
-        ax.add_patch(plt.Circle((0, 0), 1.05, fill=False, color="0.6"))
-        for n, pair in enumerate(pairs):
-            length = 1 - 0.75 * n / len(pairs)
-            x, y = (length * encoding[p, 2 * pair : 2 * pair + 2]).tolist()
-            ax.plot([0, x], [0, y], color=f"C{n}", linewidth=2 + n, label=f"pair {pair}")
-        ax.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal")
+        _dial(ax, encoding[p], pairs)
         ax.set_title(f"position {p}", fontsize=9)
     hands = axes[0, 0].get_legend_handles_labels()
     fig.legend(*hands, loc="outside lower center", ncols=len(pairs), fontsize=8)
     return fig
+
+# %% ../nbs/toolbox/plots.ipynb #aacbe9c1
+def _dial(ax, row: Tensor, pairs: list):
+    "The hands of one position, a row of the encoding: the first is longest and thinnest."
+    ax.add_patch(plt.Circle((0, 0), 1.05, fill=False, color="0.6"))
+    for n, pair in enumerate(pairs):
+        length = 1 - 0.75 * n / len(pairs)
+        x, y = (length * row[2 * pair : 2 * pair + 2]).tolist()
+        ax.plot([0, x], [0, y], color=f"C{n}", linewidth=2 + n, label=f"pair {pair}")
+    ax.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal")
 
 # %% ../nbs/toolbox/plots.ipynb #eaf98fda
 def rotation_circle(
@@ -234,7 +260,8 @@ def grid_over_photo(
     "Numbers on a patch grid, laid in colour over the grey photograph that the patches come from."
     (height, width), (rows, cols) = image.shape[-2:], values.shape
     ax = ax or plt.gca()
-    ax.imshow(_unit(image).mean(0).numpy(), cmap="gray", vmin=0, vmax=1, extent=(-0.5, cols - 0.5, rows - 0.5, -0.5))
+    extent = (-0.5, cols - 0.5, rows - 0.5, -0.5)
+    ax.imshow(_unit(image).mean(0).numpy(), cmap="gray", vmin=0, vmax=1, extent=extent)
     drawn = ax.imshow(values.detach().cpu().float().numpy(), alpha=0.6, interpolation="nearest")
     corner = (marked[1] - 0.5, marked[0] - 0.5)
     for color, width_of_line in (("black", 4), ("white", 1.8)):  # seen on dark and on bright
@@ -269,15 +296,14 @@ def bias_gallery(
     fig, axes = plt.subplots(rows, cols, figsize=(2.9 * cols, 2.7 * rows), squeeze=False)
     for ax, (title, bias) in zip(axes.flat, biases.items()):
         heatmap(bias, "key position j", "query position i", title, ax=ax, signed=True)
-    for ax in axes.flat[len(biases) :]:
-        ax.remove()
+    _remove_empty(axes, len(biases))
     return fig
 
 # %% ../nbs/toolbox/plots.ipynb #d2651cf1
 def whole_ticks(
     fig: plt.Figure,  # its axes are changed
 ) -> plt.Figure:
-    "Only whole numbers at the ticks, for axes that count things; colour bars, names and logarithmic axes stay."
+    "Only whole numbers at the ticks of axes that count; colour bars, names, logarithmic axes stay."
     for ax in fig.axes:
         for locator in (ax.xaxis.get_major_locator(), ax.yaxis.get_major_locator()):
             if ax.get_label() != "<colorbar>" and isinstance(locator, MaxNLocator):
@@ -292,8 +318,9 @@ def learning_curves(
     fig, axes = plt.subplots(1, 2, figsize=(8, 2.8))
     for ax, kind, name in zip(axes, ("loss", "acc"), ("cross entropy", "accuracy")):
         for split, marker in (("train", "o"), ("val", "s")):
-            rows = log[["epoch", f"{split}_{kind}"]].dropna()
-            ax.plot(rows["epoch"] + 1, rows[f"{split}_{kind}"], marker=marker, markersize=4, label=split)
+            column = f"{split}_{kind}"
+            rows = log[["epoch", column]].dropna()
+            ax.plot(rows["epoch"] + 1, rows[column], marker=marker, markersize=4, label=split)
         ax.set(xlabel="epoch", ylabel=name)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend(frameon=False)
@@ -309,8 +336,9 @@ def confusion_heatmap(
     ax = ax or plt.subplots(figsize=(0.55 * len(classes) + 1.8, 0.45 * len(classes) + 1.5))[1]
     share = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     sns.heatmap(
-        share.numpy(), annot=counts.numpy(), fmt="d", cmap="viridis", vmin=0, vmax=1, ax=ax, annot_kws={"fontsize": 8},
-        xticklabels=classes, yticklabels=classes, cbar_kws={"label": "share of the true class"},
+        share.numpy(), annot=counts.numpy(), fmt="d", cmap="viridis", vmin=0, vmax=1, ax=ax,
+        annot_kws={"fontsize": 8}, xticklabels=classes, yticklabels=classes,
+        cbar_kws={"label": "share of the true class"},
     )
     ax.set(xlabel="predicted", ylabel="true")
     ax.tick_params(axis="x", rotation=45, length=0)
@@ -327,20 +355,26 @@ def show_predictions(
     top: int = 3,  # bars a picture, at most K
 ) -> plt.Figure:
     "Each image with its most probable classes; the true one in blue, the others in orange."
-    top = min(top, probs.shape[1])
-    values, names = probs.detach().float().cpu().topk(top)
-    fig, axes = plt.subplots(2, len(images), figsize=(1.55 * len(images), 2.6), height_ratios=[2, 1], squeeze=False)
+    values, names = probs.detach().float().cpu().topk(min(top, probs.shape[1]))
+    size = (1.55 * len(images), 2.6)
+    fig, axes = plt.subplots(2, len(images), figsize=size, height_ratios=[2, 1], squeeze=False)
     for i, (picture, bars) in enumerate(axes.T):
         picture.imshow(to_picture(images[i]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        picture.set_title(f"{classes[labels[i]]}\n{'right' if names[i, 0] == labels[i] else 'wrong'}", fontsize=8)
+        verdict = "right" if names[i, 0] == labels[i] else "wrong"
+        picture.set_title(f"{classes[labels[i]]}\n{verdict}", fontsize=8)
         picture.axis("off")
-        colors = ["C0" if name == labels[i] else "C1" for name in names[i]]
-        bars.barh(range(top), values[i], color=colors, alpha=0.5)  # pale: names stand on them
-        for row, (name, value) in enumerate(zip(names[i], values[i])):
-            bars.text(0.03, row, f"{classes[name]} {value:.0%}", va="center", fontsize=7)
-        bars.set(xlim=(0, 1), ylim=(top - 0.5, -0.5))
-        bars.axis("off")
+        _class_bars(bars, values[i], names[i], labels[i], classes)
     return fig
+
+# %% ../nbs/toolbox/plots.ipynb #805a163f
+def _class_bars(ax, values: Tensor, names: Tensor, label: Tensor, classes: list[str]):
+    "The most probable classes of one image as bars, with their names."
+    colors = ["C0" if name == label else "C1" for name in names]
+    ax.barh(range(len(values)), values, color=colors, alpha=0.5)  # pale: names stand on them
+    for row, (name, value) in enumerate(zip(names, values)):
+        ax.text(0.03, row, f"{classes[name]} {value:.0%}", va="center", fontsize=7)
+    ax.set(xlim=(0, 1), ylim=(len(values) - 0.5, -0.5))
+    ax.axis("off")
 
 # %% ../nbs/toolbox/plots.ipynb #bc7acfc8
 def picture_row(
@@ -373,18 +407,24 @@ def grid_lines(
     "A picture under the lines along which it will be cut, patches numbered row by row."
     height, width = image.shape[-2:]
     ax = ax or plt.subplots(figsize=(6.4, 6.4 * height / width + 0.6))[1]
-    ax.imshow(to_picture(image), cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0), interpolation="nearest")
+    options = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
+    ax.imshow(to_picture(image), extent=(0, width, height, 0), **options)
     for style in ({"color": "black", "linewidth": 2}, {"color": "white", "linewidth": 0.8}):
         ax.hlines(range(0, height + 1, patch_size), 0, width, **style)
         ax.vlines(range(0, width + 1, patch_size), 0, height, **style)
-    cols = width // patch_size
-    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.75}
-    for n in range(height // patch_size * cols if numbers else 0):
-        x, y = (n % cols + 0.5) * patch_size, (n // cols + 0.5) * patch_size
-        ax.text(x, y, str(n), ha="center", va="center", fontsize=7, color="black", bbox=box)
+    if numbers:
+        _number_patches(ax, height // patch_size, width // patch_size, patch_size)
     ax.set(xlabel="column of pixels", ylabel="row of pixels", title=title)
     ax.spines[:].set_visible(False)
     return ax
+
+# %% ../nbs/toolbox/plots.ipynb #61d3101f
+def _number_patches(ax, rows: int, cols: int, patch_size: int):
+    "Each patch's number at its centre, row by row."
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.75}
+    for n in range(rows * cols):
+        x, y = (n % cols + 0.5) * patch_size, (n // cols + 0.5) * patch_size
+        ax.text(x, y, str(n), ha="center", va="center", fontsize=7, color="black", bbox=box)
 
 # %% ../nbs/toolbox/plots.ipynb #a4716a1c
 def patch_sheet(
@@ -425,10 +465,9 @@ def number_grid(
         face = colors[int(groups[row, col])]
         ax.add_patch(plt.Rectangle((col - 0.5, row - 0.5), 1, 1, facecolor=face, edgecolor="white"))
         ax.text(col, row, str(int(value)), ha="center", va="center", fontsize=9, color="black")
-    ax.set(xlim=(-0.5, cols - 0.5), ylim=(rows - 0.5, -0.5), aspect="equal", xlabel=xlabel, ylabel=ylabel)
+    ax.set(xlim=(-0.5, cols - 0.5), ylim=(rows - 0.5, -0.5), aspect="equal")
+    ax.set(xlabel=xlabel, ylabel=ylabel, xticks=range(cols), yticks=range(rows))
     ax.set_title(title, fontsize=9)
-    ax.set_xticks(range(cols))
-    ax.set_yticks(range(rows))
     ax.tick_params(length=0, labelsize=8)
     ax.spines[:].set_visible(False)
     return ax
@@ -441,10 +480,10 @@ def time_marks(
 ) -> plt.Axes:
     "Times as marks on a logarithmic axis, the number written beside each."
     ax = ax or plt.subplots(figsize=(6, 0.38 * len(times) + 0.9))[1]
+    beside = {"xytext": (9, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
     for y, milliseconds in enumerate(times.values()):
         ax.plot(milliseconds, y, "o", color="C0", markersize=8)
-        text = {"xytext": (9, 0), "textcoords": "offset points", "va": "center", "fontsize": 9, "color": "black"}
-        ax.annotate(f"{milliseconds:.3g} ms", (milliseconds, y), **text)
+        ax.annotate(f"{milliseconds:.3g} ms", (milliseconds, y), color="black", **beside)
     ax.set(xscale="log", xlabel="milliseconds (logarithmic)", title=title)
     ax.set_xlim(min(times.values()) / 2, max(times.values()) * 4)
     ax.set_ylim(len(times) - 0.5, -0.5)
@@ -460,13 +499,15 @@ def template_maps(
 ) -> plt.Figure:
     "Templates above the maps that they make; grey is 0 in a template, white is 0 in a map."
     height = width * maps.shape[-2] / maps.shape[-1]
+    figsize = (width * len(maps) + 0.8, 1.5 + height)
     options = {"height_ratios": [0.9, height], "squeeze": False}
-    fig, axes = plt.subplots(2, len(maps), figsize=(width * len(maps) + 0.8, 1.5 + height), **options)
+    fig, axes = plt.subplots(2, len(maps), figsize=figsize, **options)
     for (top, bottom), (name, template), values in zip(axes.T, templates.items(), maps):
         template = template / template.abs().max().clamp(min=1e-12) / 2 + 0.5
         top.imshow(to_picture(template), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         top.set_title(name, fontsize=9)
-        heatmap(values / values.abs().max().clamp(min=1e-12), "column of patches", ax=bottom, signed=True, colorbar=False)
+        shares = values / values.abs().max().clamp(min=1e-12)
+        heatmap(shares, "column of patches", ax=bottom, signed=True, colorbar=False)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set(visible=True, color="0.6")
@@ -484,7 +525,8 @@ def bar_steps(
     fig, axes = plt.subplots(1, len(panels), figsize=(2.3 * len(panels), 2.3), squeeze=False)
     colors = sns.color_palette("colorblind", len(names))
     for ax, (title, values) in zip(axes[0], panels.items()):
-        bars = ax.bar(range(len(names)), values, color=colors, tick_label=names)  # names may be equal
+        # not at the names themselves, which may be equal
+        bars = ax.bar(range(len(names)), values, color=colors, tick_label=names)
         ax.bar_label(bars, [format(float(v), form) for v in values], fontsize=8, padding=1)
         ax.axhline(0, color="0.3", linewidth=0.8)
         ax.margins(y=0.18)
@@ -507,9 +549,11 @@ def table_row(
     tables = {title: torch.as_tensor(table).detach().float() for title, table in tables.items()}
     signed = options.get("signed", False)
     vmax = vmax or max(float((table.abs() if signed else table).max()) for table in tables.values())
-    fig, axes = plt.subplots(1, len(tables), figsize=(size * len(tables) + 0.8, size + 0.3), squeeze=False)
+    low = -vmax if signed else 0
+    style = {"vmin": low, "vmax": vmax, "annotate": annotate, "colorbar": False} | options
+    figsize = (size * len(tables) + 0.8, size + 0.3)
+    fig, axes = plt.subplots(1, len(tables), figsize=figsize, squeeze=False)
     for ax, (title, table) in zip(axes[0], tables.items()):
-        style = {"vmin": -vmax if signed else 0, "vmax": vmax, "annotate": annotate, "colorbar": False} | options
         heatmap(table, xlabel, ylabel if ax is axes[0, 0] else "", title, ax=ax, **style)
         plt.setp(ax.texts, in_layout=False)  # or the layout would measure every number
     fig.colorbar(axes[0, -1].images[0], ax=axes, label=label, shrink=0.8)
@@ -522,6 +566,19 @@ def _patch_map(ax, image, weights):
     style = {"cmap": "inferno", "vmin": 0, "vmax": 1, "alpha": 0.75, "interpolation": "nearest"}
     return ax.imshow(weights / weights.max(), extent=ax.images[0].get_extent(), **style)
 
+# %% ../nbs/toolbox/plots.ipynb #d772d64f
+def _query_row(axes, image, heads, patch, grid):
+    "The picture, then a map a head, the patch that asks outlined in all; returns the last map."
+    (row, col), side = patch, image.shape[-1] / grid[1]
+    axes[0].imshow(to_picture(image), cmap="gray", vmin=0, vmax=1)
+    for ax, weights in zip(axes[1:], heads.values()):
+        drawn = _patch_map(ax, image, weights[row * grid[1] + col].view(grid).detach())
+    outline = {"fill": False, "edgecolor": "cyan", "linewidth": 1.8}
+    for ax in axes:
+        ax.add_patch(plt.Rectangle((col * side, row * side), side, side, **outline))
+        ax.set(xticks=[], yticks=[])
+    return drawn
+
 # %% ../nbs/toolbox/plots.ipynb #b12a6c24
 def query_maps(
     image: Tensor,  # (C, H, W), floats in 0..1
@@ -531,17 +588,13 @@ def query_maps(
     size: float = 2.4,  # inches a picture
 ) -> plt.Figure:
     "A row a query, a column a head: which patches each query draws on, its own patch outlined."
-    side, tall = image.shape[-1] / grid[1], size * image.shape[-2] / image.shape[-1]
+    tall = size * image.shape[-2] / image.shape[-1]
     rows, cols = len(queries), len(heads) + 1
-    fig, axes = plt.subplots(rows, cols, figsize=(size * cols + 0.7, (tall + 0.12) * rows + 0.2), squeeze=False)
-    for line, (name, (row, col)) in zip(axes, queries.items()):
-        line[0].imshow(to_picture(image), cmap="gray", vmin=0, vmax=1)
+    figsize = (size * cols + 0.7, (tall + 0.12) * rows + 0.2)
+    fig, axes = plt.subplots(rows, cols, figsize=figsize, squeeze=False)
+    for line, (name, patch) in zip(axes, queries.items()):
+        drawn = _query_row(line, image, heads, patch, grid)
         line[0].set_ylabel(name, fontsize=9)
-        for ax, weights in zip(line[1:], heads.values()):
-            drawn = _patch_map(ax, image, weights[row * grid[1] + col].view(grid).detach())
-        for ax in line:
-            ax.add_patch(plt.Rectangle((col * side, row * side), side, side, fill=False, edgecolor="cyan", linewidth=1.8))
-            ax.set(xticks=[], yticks=[])
     for ax, title in zip(axes[0], ["the query", *heads]):
         ax.set_title(title, fontsize=9)
     fig.colorbar(drawn, ax=axes, label="weight / largest", shrink=min(1, 1.6 / (tall * rows) + 0.3))
@@ -554,7 +607,7 @@ def growth_lines(
     lines: dict,  # label -> numbers, one a size
     xlabel: str,
     ylabel: str,
-    slope: float | None = None,  # of a dashed line to compare with, through the first line's last point
+    slope: float | None = None,  # of a dashed line to compare with, through the first line's end
     ax: plt.Axes | None = None,
 ) -> plt.Axes:
     "Numbers against sizes, both axes logarithmic, so that a power of the size is a straight line."
@@ -576,10 +629,13 @@ def timing_dots(
     panels: dict,  # title -> {label: times of the repeats}
     unit: str = "milliseconds",
 ) -> plt.Figure:
-    "Repeats of a timing as dots (those beyond 1.6 times the largest median are cut off) and the median as a bar, a panel a setting."
+    """Repeats of a timing as dots and the median as a bar, a panel a setting.
+
+    Dots beyond 1.6 times the largest median are cut off."""
     tall = 0.45 * max(len(times) for times in panels.values()) + 0.9
     same = len({tuple(times) for times in panels.values()}) == 1  # the same labels in all panels
-    fig, axes = plt.subplots(1, len(panels), figsize=(3.1 * len(panels), tall), squeeze=False, sharey=same)
+    size = (3.1 * len(panels), tall)
+    fig, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=same)
     for ax, (title, times) in zip(axes[0], panels.items()):
         for y, (label, values) in enumerate(times.items()):
             ax.plot(values, [y] * len(values), "o", color=f"C{y}", alpha=0.4, markersize=4)
@@ -594,14 +650,18 @@ from matplotlib.patches import FancyBboxPatch
 
 # %% ../nbs/toolbox/plots.ipynb #54d5a1d6
 _STEP_BOXES = [  # column, height, text, steps, palette colour
-    (0, 0, "input embedding", "1", 1), (0, 1, "+ positions", "2", 1), (0, 2.5, "multi-head\nattention", "4–10", 0),
-    (0, 3.6, "add & norm", "11", 2), (0, 4.8, "feed-forward", "12", 4), (0, 5.9, "add & norm", "13", 2),
+    (0, 0, "input embedding", "1", 1), (0, 1, "+ positions", "2", 1),
+    (0, 2.5, "multi-head\nattention", "4–10", 0), (0, 3.6, "add & norm", "11", 2),
+    (0, 4.8, "feed-forward", "12", 4), (0, 5.9, "add & norm", "13", 2),
     (1, 0, "output embedding,\nshifted right", "14", 1), (1, 1, "+ positions", "", 1),
     (1, 2.5, "masked multi-head\nattention", "15", 3), (1, 3.6, "add & norm", "16", 2),
-    (1, 4.8, "cross-attention", "14", 0), (1, 5.9, "add & norm", "16", 2), (1, 7.1, "feed-forward", "", 4),
-    (1, 8.2, "add & norm", "16", 2), (1, 9.5, "linear", "16", 5), (1, 10.5, "softmax", "16", 5),
+    (1, 4.8, "cross-attention", "14", 0), (1, 5.9, "add & norm", "16", 2),
+    (1, 7.1, "feed-forward", "", 4), (1, 8.2, "add & norm", "16", 2),
+    (1, 9.5, "linear", "16", 5), (1, 10.5, "softmax", "16", 5),
 ]
-_STEP_SKIPS = [(0, 1.72, 3.6), (0, 4.2, 5.9), (1, 1.72, 3.6), (1, 4.2, 5.9), (1, 6.5, 8.2)]  # column, from, to
+_STEP_SKIPS = [  # column, from, to
+    (0, 1.72, 3.6), (0, 4.2, 5.9), (1, 1.72, 3.6), (1, 4.2, 5.9), (1, 6.5, 8.2),
+]
 _COLUMN = 4.6  # distance of the two columns
 
 
@@ -614,31 +674,46 @@ def _arrow_along(ax, points, color="0.3"):
 # %% ../nbs/toolbox/plots.ipynb #16169921
 def _step_box(ax, x, y, text, steps, color):
     "A rounded box with its step numbers on a badge at the right."
-    shape = "round,pad=0,rounding_size=0.12"
     face = sns.color_palette("pastel")[color]
-    ax.add_patch(FancyBboxPatch((x - 1.2, y - 0.33), 2.4, 0.66, boxstyle=shape, facecolor=face, edgecolor="0.3"))
-    ax.text(x, y, text, ha="center", va="center", fontsize=8.5, color="black", linespacing=0.95)
+    box = {"boxstyle": "round,pad=0,rounding_size=0.12", "facecolor": face, "edgecolor": "0.3"}
+    ax.add_patch(FancyBboxPatch((x - 1.2, y - 0.33), 2.4, 0.66, **box))
+    centred = {"ha": "center", "va": "center"}
+    ax.text(x, y, text, fontsize=8.5, color="black", linespacing=0.95, **centred)
     if steps:
         badge = {"boxstyle": "round,pad=0.25", "facecolor": "0.2", "edgecolor": "white"}
-        ax.text(x + 1.2, y + 0.26, steps, ha="center", va="center", fontsize=7.5, color="white", bbox=badge)
+        ax.text(x + 1.2, y + 0.26, steps, fontsize=7.5, color="white", bbox=badge, **centred)
 
-# %% ../nbs/toolbox/plots.ipynb #5d4f5ea1
-def draw_sixteen_steps(ax: plt.Axes | None = None) -> plt.Axes:
-    "The Transformer of Vaswani et al. (2017) as boxes: encoder left, decoder right, the steps 1 to 16 on badges, the third as a note."
-    ax = ax or plt.subplots(figsize=(6.8, 8.2))[1]
-    for column, y, *rest in _STEP_BOXES:
-        _step_box(ax, column * _COLUMN, y, *rest)
+# %% ../nbs/toolbox/plots.ipynb #e2d5743b
+def _step_arrows(ax):
+    "From each box to the next in its column, and past the layers along the residual connections."
     for (column, low, *_), (after, high, *_) in zip(_STEP_BOXES, _STEP_BOXES[1:]):
         if column == after:
             _arrow_along(ax, [(column * _COLUMN, low + 0.33), (column * _COLUMN, high - 0.33)])
     for column, low, high in _STEP_SKIPS:
         x = column * _COLUMN
-        _arrow_along(ax, [(x, low), (x - 1.5, low), (x - 1.5, high), (x - 1.2, high)], sns.color_palette()[3])
+        past = [(x, low), (x - 1.5, low), (x - 1.5, high), (x - 1.2, high)]
+        _arrow_along(ax, past, sns.color_palette()[3])
+
+
+def _step_frames(ax):
+    "A dashed frame in each column around the layers that are repeated."
+    frame = {"fill": False, "edgecolor": "0.5", "linestyle": "--"}
+    text = {"ha": "left", "va": "center", "fontsize": 10, "color": "black"}
     for column, top in ((0, 6.4), (1, 8.7)):
         x = column * _COLUMN
-        frame = {"fill": False, "edgecolor": "0.5", "linestyle": "--"}
         ax.add_patch(plt.Rectangle((x - 1.7, 1.5), 3.45, top - 1.5, **frame))
-        ax.text(x + 1.85, (1.5 + top) / 2, "× L", ha="left", va="center", fontsize=10, color="black")
+        ax.text(x + 1.85, (1.5 + top) / 2, "× L", **text)
+
+# %% ../nbs/toolbox/plots.ipynb #5d4f5ea1
+def draw_sixteen_steps(ax: plt.Axes | None = None) -> plt.Axes:
+    """The Transformer of Vaswani et al. (2017) as boxes: encoder left, decoder right.
+
+    The steps 1 to 16 stand on badges, the third as a note."""
+    ax = ax or plt.subplots(figsize=(6.8, 8.2))[1]
+    for column, y, *rest in _STEP_BOXES:
+        _step_box(ax, column * _COLUMN, y, *rest)
+    _step_arrows(ax)
+    _step_frames(ax)
     _step_links(ax)
     ax.set(xlim=(-2.2, _COLUMN + 2.4), ylim=(-1.5, 11.7))
     ax.axis("off")
@@ -649,16 +724,20 @@ def _step_links(ax):
     "The bridge from encoder to decoder, what goes in and comes out, and the two headings."
     right, blue = _COLUMN, sns.color_palette()[0]
     _arrow_along(ax, [(0, 6.23), (0, 7.0), (2.5, 7.0), (2.5, 4.7), (right - 1.2, 4.7)], blue)
-    ax.text(1.2, 7.1, "memory: keys and values", ha="center", va="bottom", fontsize=8, color="black")
-    ax.text(0.08, 1.9, "3: into the layer", ha="left", va="center", fontsize=8, color="black")
+    note = {"fontsize": 8, "color": "black"}
+    ax.text(1.2, 7.1, "memory: keys and values", ha="center", va="bottom", **note)
+    ax.text(0.08, 1.9, "3: into the layer", ha="left", va="center", **note)
+    slanted = {"ha": "center", "fontsize": 8.5, "style": "italic", "color": "black"}
     for x, text in ((0, "the source, all at once"), (right, "the outputs so far")):
         _arrow_along(ax, [(x, -0.9), (x, -0.33)])
-        ax.text(x, -1.0, text, ha="center", va="top", fontsize=8.5, style="italic", color="black")
+        ax.text(x, -1.0, text, va="top", **slanted)
     _arrow_along(ax, [(right, 10.83), (right, 11.25)])
-    ax.text(right, 11.3, "probabilities of the next symbol", ha="center", va="bottom", fontsize=8.5, style="italic", color="black")
-    ax.text(-1.7, 7.75, "Encoder", ha="left", fontsize=12, weight="bold", color="black")
-    ax.text(-1.7, 10.6, "orange: residual connections\nblue: what the encoder found", ha="left", fontsize=8.5, color="black")
-    ax.text(right - 1.5, 9.9, "Decoder", ha="right", fontsize=12, weight="bold", color="black")
+    ax.text(right, 11.3, "probabilities of the next symbol", va="bottom", **slanted)
+    heading = {"fontsize": 12, "weight": "bold", "color": "black"}
+    ax.text(-1.7, 7.75, "Encoder", ha="left", **heading)
+    colours = "orange: residual connections\nblue: what the encoder found"
+    ax.text(-1.7, 10.6, colours, ha="left", fontsize=8.5, color="black")
+    ax.text(right - 1.5, 9.9, "Decoder", ha="right", **heading)
 
 # %% ../nbs/toolbox/plots.ipynb #31b5171f
 def draw_curves(
@@ -678,8 +757,8 @@ def draw_curves(
     for (label, values), (mark, style) in zip(curves.items(), styles):
         values = torch.as_tensor(values).detach().cpu()
         where = range(len(values)) if x is None else x
-        every = max(1, len(values) // 12)
-        ax.plot(where, values, style, marker=mark if markers else None, markevery=every, markersize=4, lw=1.5, label=label)
+        marks = {"marker": mark if markers else None, "markevery": max(1, len(values) // 12)}
+        ax.plot(where, values, style, markersize=4, lw=1.5, label=label, **marks)
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     ax.set_xscale("log" if logx else "linear")
     ax.set_yscale("log" if logy else "linear")
@@ -688,13 +767,21 @@ def draw_curves(
 
 # %% ../nbs/toolbox/plots.ipynb #66463839
 def _arrow(ax, start, end, bow):
-    "An arrow down to the next box, or one that leaves to the left and passes `bow` beside the boxes."
+    "An arrow down to the next box, or one leaving left that passes `bow` beside the boxes."
     path = [(0, start - 0.32), (0, end + 0.34)]
     if bow:
-        path = [(-1, start - 0.14), (-1 - bow, start - 0.14), (-1 - bow, end + 0.14), (-1, end + 0.14)]
-    (x0, y0), (x1, y1) = path[-2:]
+        left, leave, arrive = -1 - bow, start - 0.14, end + 0.14
+        path = [(-1, leave), (left, leave), (left, arrive), (-1, arrive)]
     ax.plot(*zip(*path[:-1]), color="0.35", lw=1.2)
-    ax.annotate("", (x1, y1), (x0, y0), arrowprops={"arrowstyle": "-|>", "color": "0.35", "lw": 1.2, "shrinkA": 0, "shrinkB": 0})
+    style = {"arrowstyle": "-|>", "color": "0.35", "lw": 1.2, "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", path[-1], path[-2], arrowprops=style)
+
+# %% ../nbs/toolbox/plots.ipynb #36187da3
+def _flow_box(ax, y, label, note, face):
+    "A box with its label, and the note to its right."
+    ax.add_patch(plt.Rectangle((-1, y - 0.32), 2, 0.64, facecolor=face, edgecolor="0.35"))
+    for x, text, side in ((0, label, "center"), (1.1, note, "left")):
+        ax.text(x, y, text, ha=side, va="center", fontsize=9, color="black")
 
 # %% ../nbs/toolbox/plots.ipynb #5e8d9ed4
 def draw_flow(
@@ -711,14 +798,13 @@ def draw_flow(
     palette, colors = sns.color_palette("pastel"), colors or [0] * n
     edges = [(i, i + 1) for i in range(n - 1)] if edges is None else edges
     for i, label in enumerate(labels):
-        ax.add_patch(plt.Rectangle((-1, -i - 0.32), 2, 0.64, facecolor=palette[colors[i]], edgecolor="0.35"))
-        ax.text(0, -i, label, ha="center", va="center", fontsize=9, color="black")
-        ax.text(1.1, -i, notes[i] if notes else "", ha="left", va="center", fontsize=9, color="black")
-    skips = any(end > start + 1 for start, end in edges)
+        _flow_box(ax, -i, label, notes[i] if notes else "", palette[colors[i]])
     for start, end in edges:
         _arrow(ax, -start, -end, 0.25 if end > start + 1 else 0)
     share = 0.0105 * max(len(note) for note in notes or [""])  # of the width, for the notes
-    ax.set(xlim=(-1.4 if skips else -1.1, 1.1 + 2.4 * share / (1 - share)), ylim=(-n + 0.4, 0.6), title=title)
+    left = -1.4 if any(end > start + 1 for start, end in edges) else -1.1
+    right = 1.1 + 2.4 * share / (1 - share)
+    ax.set(xlim=(left, right), ylim=(-n + 0.4, 0.6), title=title)
     ax.axis("off")
     return ax
 
@@ -733,18 +819,24 @@ def token_layout(
     names = list(dict.fromkeys(kind for kinds in rows.values() for kind in kinds))
     for y, kinds in enumerate(rows.values()):
         for x, kind in enumerate(kinds):
-            face = sns.color_palette("pastel", len(names))[names.index(kind)]
-            hatch = ["", "///", "..", "xx"][names.index(kind) % 4]
-            label = kind if kind not in ax.get_legend_handles_labels()[1] else None
-            box = {"facecolor": face, "edgecolor": "0.5", "hatch": hatch, "label": label}
-            ax.add_patch(plt.Rectangle((x - 0.5, y - 0.36), 1, 0.72, **box))
-            bbox = {"facecolor": face, "edgecolor": "none", "pad": 1.5}
-            ax.text(x, y, str(x), ha="center", va="center", fontsize=8, color="black", bbox=bbox)
-    ax.set(xlim=(-0.6, width - 0.4), ylim=(len(rows) - 0.5, -0.5), xlabel="index of the token", xticks=[])
+            _token(ax, x, y, kind, names)
+    ax.set(xlim=(-0.6, width - 0.4), ylim=(len(rows) - 0.5, -0.5))
+    ax.set(xlabel="index of the token", xticks=[])
     ax.set_yticks(range(len(rows)), rows)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.3), ncols=len(names), frameon=False)
     sns.despine(ax=ax, left=True, bottom=True)
     return ax
+
+# %% ../nbs/toolbox/plots.ipynb #80eaea0a
+def _token(ax, x: int, y: int, kind: str, names: list[str]):
+    "One token with its index, coloured by its kind; the first of a kind names it in the legend."
+    face = sns.color_palette("pastel", len(names))[names.index(kind)]
+    hatch = ["", "///", "..", "xx"][names.index(kind) % 4]
+    label = kind if kind not in ax.get_legend_handles_labels()[1] else None
+    box = {"facecolor": face, "edgecolor": "0.5", "hatch": hatch, "label": label}
+    ax.add_patch(plt.Rectangle((x - 0.5, y - 0.36), 1, 0.72, **box))
+    bbox = {"facecolor": face, "edgecolor": "none", "pad": 1.5}
+    ax.text(x, y, str(x), ha="center", va="center", fontsize=8, color="black", bbox=bbox)
 
 # %% ../nbs/toolbox/plots.ipynb #a2c3b36b
 def crop_gallery(
@@ -757,10 +849,11 @@ def crop_gallery(
     axes[0].imshow(to_picture(image), cmap="gray", vmin=0, vmax=1)
     axes[0].set_title("before, with the boxes")
     for n, ((top, left, height, width), crop, ax) in enumerate(zip(boxes, crops, axes[1:])):
-        options = {"edgecolor": f"C{n}", "linewidth": 2.5, "linestyle": ["-", "--", ":"][n % 3]}
+        style, line = (("solid", "-"), ("dashed", "--"), ("dotted", ":"))[n % 3]
+        options = {"edgecolor": f"C{n}", "linewidth": 2.5, "linestyle": line}
         axes[0].add_patch(plt.Rectangle((left, top), width, height, fill=False, **options))
         ax.imshow(to_picture(crop), cmap="gray", vmin=0, vmax=1)
-        ax.set_title(f"box {n + 1} ({['solid', 'dashed', 'dotted'][n % 3]}): {width} x {height}", color="black")
+        ax.set_title(f"box {n + 1} ({style}): {width} x {height}", color="black")
         ax.spines[:].set(visible=True, **options)
     for ax in axes:
         ax.set(xticks=[], yticks=[])
@@ -772,8 +865,9 @@ def normalized_view(
 ) -> plt.Figure:
     "One channel before and after normalising, and how its values are spread."
     fig, axes = plt.subplots(len(pairs), 3, figsize=(9, 2.5 * len(pairs)), squeeze=False)
+    grey = {"cmap": "gray", "vmin": 0, "vmax": 1}
     for row, (name, (before, after)) in zip(axes, pairs.items()):
-        heatmap(before, title=f"{name}: before", label="value", ax=row[0], cmap="gray", vmin=0, vmax=1)
+        heatmap(before, title=f"{name}: before", label="value", ax=row[0], **grey)
         heatmap(after, title=f"{name}: after", label="value", ax=row[1], signed=True)
         for values, label, style in ((before, "before", "-"), (after, "after", "--")):
             sns.kdeplot(values.flatten().numpy(), label=label, linestyle=style, ax=row[2], cut=0)
@@ -785,17 +879,19 @@ def normalized_view(
 
 # %% ../nbs/toolbox/plots.ipynb #0a20b671
 def before_and_after(
-    rows: dict[str, list[Tensor]],  # name -> the image before, then draws of it after, (C, H, W) in 0..1
+    rows: dict[str, list[Tensor]],  # name -> the image before, then draws after, (C, H, W) in 0..1
     size: float = 1.25,  # inches a picture
 ) -> plt.Figure:
     "Each image in the first column, and random draws of a transform to its right."
     cols = max(len(images) for images in rows.values())
-    fig, axes = plt.subplots(len(rows), cols, figsize=(size * cols + 0.8, size * len(rows) + 0.3), squeeze=False)
+    figsize = (size * cols + 0.8, size * len(rows) + 0.3)
+    fig, axes = plt.subplots(len(rows), cols, figsize=figsize, squeeze=False)
     for line, (name, images) in zip(axes, rows.items()):
         for i, (ax, image) in enumerate(zip(line, images)):
             ax.imshow(to_picture(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             ax.set(xticks=[], yticks=[])
-            ax.spines[:].set(visible=True, linewidth=3 if i == 0 else 0.5, color="0.2" if i == 0 else "0.7")
+            width, color = (3, "0.2") if i == 0 else (0.5, "0.7")
+            ax.spines[:].set(visible=True, linewidth=width, color=color)
         line[0].set_ylabel(name)
     axes[0, 0].set_title("before")
     for i, ax in enumerate(axes[0, 1:], start=1):
@@ -844,7 +940,7 @@ def recipe_curves(
 # %% ../nbs/toolbox/plots.ipynb #e9f6ea6c
 def loop_arrows(
     ax: plt.Axes,  # of `draw_flow`
-    loops: dict[str, tuple[int, int]],  # label -> (number of the box it leaves, of the box it leads back to)
+    loops: dict[str, tuple[int, int]],  # label -> numbers of the box it leaves and of its target
 ) -> plt.Axes:
     "Arrows back up, to the left of a column of boxes."
     for n, (label, (start, end)) in enumerate(loops.items()):
@@ -852,7 +948,8 @@ def loop_arrows(
         ax.plot([-1, x, x], [-start + shift, -start + shift, -end + shift], color="0.35", lw=1.2)
         arrow = {"arrowstyle": "-|>", "color": "0.35", "lw": 1.2, "shrinkA": 0, "shrinkB": 0}
         ax.annotate("", (-1, -end + shift), (x, -end + shift), arrowprops=arrow)
-        ax.text(x - 0.05, -(start + end) / 2, label, rotation=90, ha="right", va="center", fontsize=9, color="black")
+        text = {"rotation": 90, "ha": "right", "va": "center", "fontsize": 9, "color": "black"}
+        ax.text(x - 0.05, -(start + end) / 2, label, **text)
     ax.set_xlim(left=-1.5 - 0.35 * len(loops))
     return ax
 
@@ -1038,11 +1135,7 @@ def interval_panels(
     size = (2.6 * len(panels) + 3.2, 0.36 * len(rows) + 1.3)
     fig, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     for ax, (title, series) in zip(axes[0], panels.items()):
-        for place, (name, numbers) in enumerate(series.items()):
-            mean, low, high = np.array([numbers[row] for row in rows]).T
-            y = np.arange(len(rows)) + 0.2 * (place - (len(series) - 1) / 2)
-            options = dict(fmt="os^D"[place % 4], color=f"C{place}", markersize=4, capsize=2, label=name)
-            ax.errorbar(mean, y, xerr=[mean - low, high - mean], **options)
+        _intervals(ax, series, rows)
         if zero is not None:
             ax.axvline(zero, color="0.5", linestyle=":")
         ax.set(title=title)
@@ -1052,10 +1145,19 @@ def interval_panels(
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return fig
 
+# %% ../nbs/toolbox/plots.ipynb #2a6f77b0
+def _intervals(ax, series: dict, rows: list):
+    "The marks and bars of each series, which lie a little apart in every row."
+    for place, (name, numbers) in enumerate(series.items()):
+        mean, low, high = np.array([numbers[row] for row in rows]).T
+        y = np.arange(len(rows)) + 0.2 * (place - (len(series) - 1) / 2)
+        style = {"fmt": "os^D"[place % 4], "color": f"C{place}", "markersize": 4, "capsize": 2}
+        ax.errorbar(mean, y, xerr=[mean - low, high - mean], label=name, **style)
+
 # %% ../nbs/toolbox/plots.ipynb #05e92d4d
 def sample_dots(
     old: int,  # patches in a row of the old grid
-    points: dict[str, Tensor],  # convention -> (new,) places in the old grid, 0 being the first centre
+    points: dict[str, Tensor],  # convention -> (new,) places in the old grid, 0 the first centre
     title: str = "",
 ) -> plt.Axes:
     "The old patches as boxes with their centres, and where each convention looks them up."
@@ -1120,57 +1222,72 @@ def grid_row(
 def seed_dots(
     rows: dict[str, list[float]],  # name -> one number a run; an empty list for none yet
     xlabel: str,
-    band: tuple[float, float] | None = None,  # from where to where to shade: what chance alone brings
+    band: tuple[float, float] | None = None,  # from where to where to shade: what chance brings
     zero: float | None = None,  # where a dotted line stands
     ax: plt.Axes | None = None,
 ) -> plt.Axes:
-    "A row a name: each run as a dot, their mean and deviation below the dots, and how many they are."
+    "A row a name: each run as a dot, mean and deviation below the dots, and how many runs."
     ax = ax or plt.subplots(figsize=(7.2, 0.38 * len(rows) + 1.1))[1]
     if band is not None:
         ax.axvspan(*band, color="0.9", zorder=0)
     if zero is not None:
         ax.axvline(zero, color="0.4", linestyle=":", zorder=1)
     for y, values in enumerate(rows.values()):
-        ax.plot(values, [y - 0.12] * len(values), "o", color="C0", alpha=0.6, markersize=6)
-        if len(values) > 1:
-            bar = {"fmt": "|", "color": "black", "markersize": 8, "capsize": 3}
-            ax.errorbar(np.mean(values), y + 0.2, xerr=np.std(values, ddof=1), **bar)
-        runs = {0: "no run yet", 1: "1 run"}.get(len(values), f"{len(values)} runs")
-        ax.text(1.01, y, runs, transform=ax.get_yaxis_transform(), va="center", fontsize=8, color="0.3")
+        _seed_row(ax, y, values)
     ax.set(xlabel=xlabel, ylim=(len(rows) - 0.4, -0.6))
     ax.set_yticks(range(len(rows)), list(rows))
     return ax
 
+# %% ../nbs/toolbox/plots.ipynb #ebcc0d5d
+def _seed_row(ax, y: int, values: list[float]):
+    "The dots of one name, mean and deviation below them, and at the right how many they are."
+    ax.plot(values, [y - 0.12] * len(values), "o", color="C0", alpha=0.6, markersize=6)
+    if len(values) > 1:
+        bar = {"fmt": "|", "color": "black", "markersize": 8, "capsize": 3}
+        ax.errorbar(np.mean(values), y + 0.2, xerr=np.std(values, ddof=1), **bar)
+    runs = {0: "no run yet", 1: "1 run"}.get(len(values), f"{len(values)} runs")
+    text = {"va": "center", "fontsize": 8, "color": "0.3"}
+    ax.text(1.01, y, runs, transform=ax.get_yaxis_transform(), **text)
+
 # %% ../nbs/toolbox/plots.ipynb #c62b5a32
 def size_lines(
-    panels: dict[str, dict[int, dict[int, tuple]]],  # title -> width -> depth -> (cost, mean, deviation or nan)
+    panels: dict[str, dict[int, dict[int, tuple]]],  # title -> width -> depth -> a point
     xlabel: str,
     ylabel: str,
 ) -> plt.Figure:
-    "A line a width and a marker a depth, a panel a budget; costs on a logarithmic axis."
+    """A line a width and a marker a depth, a panel a budget; costs on a logarithmic axis.
+
+    A point is (cost, mean, deviation or nan)."""
     size = (2.7 * len(panels) + 1.6, 3.2)
     fig, axes = plt.subplots(1, len(panels), figsize=size, sharex=True, sharey=True, squeeze=False)
     widths = sorted({width for lines in panels.values() for width in lines})
-    depths = sorted({depth for lines in panels.values() for points in lines.values() for depth in points})
+    shown = [points for lines in panels.values() for points in lines.values()]
+    depths = sorted({depth for points in shown for depth in points})
     for ax, (title, lines) in zip(axes[0], panels.items()):
         for width, points in lines.items():
-            n = widths.index(width)
-            x, mean, deviation = np.array([points[depth] for depth in sorted(points)]).T
-            ax.errorbar(x, mean, np.nan_to_num(deviation), color=f"C{n}", linestyle=["-", "--", ":", "-."][n % 4], capsize=2)
-            for depth, (x, mean, _) in points.items():
-                ax.plot(x, mean, "osv^D"[depths.index(depth) % 5], color=f"C{n}", markersize=6)
+            _size_line(ax, points, widths.index(width), depths)
         ax.set(title=title, xscale="log")
     _size_legend(fig, axes, widths, depths)
     fig.supxlabel(xlabel, fontsize="medium")
     axes[0, 0].set_ylabel(ylabel)
     return fig
 
+# %% ../nbs/toolbox/plots.ipynb #3dcd899b
+def _size_line(ax, points: dict, n: int, depths: list):
+    "The line of the width number n, with deviations as bars and a marker at each depth."
+    x, mean, deviation = np.array([points[depth] for depth in sorted(points)]).T
+    style = {"color": f"C{n}", "linestyle": ["-", "--", ":", "-."][n % 4], "capsize": 2}
+    ax.errorbar(x, mean, np.nan_to_num(deviation), **style)
+    for depth, (x, mean, _) in points.items():
+        ax.plot(x, mean, "osv^D"[depths.index(depth) % 5], color=f"C{n}", markersize=6)
+
 # %% ../nbs/toolbox/plots.ipynb #405fb9be
 def _size_legend(fig, axes, widths, depths):
     "Lines for widths and grey markers for depths, at the right; plain numbers along the costs."
     line = lambda n: plt.Line2D([], [], color=f"C{n}", linestyle=["-", "--", ":", "-."][n % 4])
     mark = lambda n: plt.Line2D([], [], color="0.4", linestyle="", marker="osv^D"[n % 5])
-    shown = [(line(n), f"width {w}") for n, w in enumerate(widths)] + [(mark(n), f"depth {d}") for n, d in enumerate(depths)]
+    shown = [(line(n), f"width {w}") for n, w in enumerate(widths)]
+    shown += [(mark(n), f"depth {d}") for n, d in enumerate(depths)]
     fig.legend(*zip(*shown), loc="outside right center", frameon=False, fontsize=8)
     low, high = axes[0, 0].get_xlim()
     ticks = [t for t in (50 * 2.0**n for n in range(-20, 40)) if low <= t <= high] or [low, high]

@@ -133,7 +133,7 @@ class ShawRelative(nn.Module):
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, q: Tensor) -> Tensor:  # (B, h, N, D) -> (B, h, N, N), added to q @ k^T
-        # 1. the row of the table for each pair: far offsets clipped, offset 0 at the middle row, (N, N)
+        # 1. the table's row for each pair: far offsets clipped, offset 0 at the middle row, (N, N)
         limit = self.max_distance
         row = relative_offsets(q.shape[-2]).clamp(-limit, limit) + limit
         # 2. each query against each row of the table: (B, h, N, 2 * max_distance + 1)
@@ -190,7 +190,7 @@ class T5Bias(nn.Module):
 def alibi_slopes(
     num_heads: int,  # h
 ) -> Tensor:  # (h,) positive slopes, float32
-    "One penalty per step for each head; for powers of 2 a geometric series (Press et al. 2022, §3)."
+    "A penalty per step for each head; for powers of 2 a geometric series (Press et al. 2022, §3)."
     _at_least(1, num_heads=num_heads)
     # 1. the largest power of 2 up to num_heads: 2^(-8/power), 2^(-16/power), ..., 2^-8
     power = 2 ** (num_heads.bit_length() - 1)

@@ -49,7 +49,8 @@ def rename(
         elif new:
             ours = match.expand(new)
             if ours in renamed:
-                raise ValueError(f"{name} is a second name for {ours}: the weights hold a part twice")
+                raise ValueError(f"{name} is a second name for {ours}: "
+                                 "the weights hold a part twice")
             renamed[ours] = value
     if unknown:
         raise ValueError(no_place(unknown))
@@ -63,7 +64,8 @@ def _check_lost(weights: dict[str, Tensor]) -> None:
         if match := re.fullmatch(r"encoder\.blocks\.(\d+)\.(.+)", name):
             blocks.setdefault(match[1], set()).add(match[2])
     parts = set().union(*blocks.values())
-    lost = [f"encoder.blocks.{i}.{part}" for i, has in blocks.items() for part in sorted(parts - has)]
+    lost = [f"encoder.blocks.{i}.{part}"
+            for i, has in blocks.items() for part in sorted(parts - has)]
     if lost:
         raise ValueError(f"{', '.join(lost[:3])}: missing, though other blocks have such a part")
 
@@ -180,7 +182,8 @@ def usual_heads(
     if dim in (1152, 1280, 1408, 1664):  # so400m, huge, giant, gigantic
         return 16
     if dim % 64 or dim > 1024:
-        raise ValueError(f"embed_dim={dim} is no usual width, so give num_heads: shapes do not tell")
+        raise ValueError(f"embed_dim={dim} is no usual width, so give num_heads: "
+                         "shapes do not tell")
     return dim // 64
 
 
@@ -248,10 +251,10 @@ def late_norm(
 
 
 def from_timm(
-    source,  # a timm `VisionTransformer` (of plain `Block`s), its state dict, a file, or "vit_tiny_patch16_224"
+    source,  # a timm `VisionTransformer`, its state dict, a file, or "vit_tiny_patch16_224"
     **options,  # of `ViT`, where the source does not tell: num_heads, img_size, eps, pool
 ) -> ViT:  # in evaluation mode, with equal logits
-    "Our model with timm's weights."
+    "Our model with timm's weights; a model's blocks must be plain `Block`s."
     state, model = weights_of(source, "timm", timm_named)
     weights = late_norm(rename(state, TIMM))
     facts = {"eps": 1e-6} | (timm_facts(model) if model else {})
@@ -333,5 +336,6 @@ def layer_decay_groups(
     for name, parameter in vit.named_parameters():
         matrix = parameter.ndim > 1 and not name.startswith(tokens)
         groups.setdefault((layer_of(name, depth), matrix), []).append(parameter)
-    return [{"params": parameters, "lr": lr * decay ** (depth + 1 - layer), "weight_decay": weight_decay * matrix}
+    return [{"params": parameters, "lr": lr * decay ** (depth + 1 - layer),
+             "weight_decay": weight_decay * matrix}
             for (layer, matrix), parameters in sorted(groups.items())]

@@ -36,24 +36,37 @@ class _Nowhere(io.TextIOBase):
     def write(self, text):
         return len(text)
 
+# %% ../nbs/toolbox/probes.ipynb #10126e6b
+def _has_alarms() -> bool:
+    "Signals end a run in the main thread alone, and Windows has none."
+    return hasattr(signal, "SIGALRM") and threading.current_thread() is threading.main_thread()
+
+
+def _stopper(seconds: float):
+    "What a signal calls: it ends the run and says which time is over."
+
+    def stop(sign, _):
+        spent = f"{4 * seconds:g} seconds on the clock"
+        if sign == signal.SIGPROF:
+            spent = f"{seconds:g} seconds of the processor"
+        raise TookTooLong(f"not finished after {spent}")
+
+    return stop
+
 # %% ../nbs/toolbox/probes.ipynb #69b314ee
 @contextlib.contextmanager
 def time_limit(
     seconds: float,  # of the processor's time; four times as long on the clock
 ):
-    "Raise `TookTooLong` when the time is over; without effect outside of the main thread, and on Windows."
+    "Raise `TookTooLong` when the time is over; no effect outside the main thread or on Windows."
     if seconds <= 0:
         raise ValueError(f"seconds={seconds:g} must be more than 0")
-    usable = hasattr(signal, "SIGALRM") and threading.current_thread() is threading.main_thread()
-    if not usable:
+    if not _has_alarms():
         yield
         return
-
-    def stop(sign, _):
-        spent = f"{seconds:g} seconds of the processor" if sign == signal.SIGPROF else f"{4 * seconds:g} seconds on the clock"
-        raise TookTooLong(f"not finished after {spent}")
-
-    timers = {signal.ITIMER_PROF: (signal.SIGPROF, seconds), signal.ITIMER_REAL: (signal.SIGALRM, 4 * seconds)}
+    stop = _stopper(seconds)
+    timers = {signal.ITIMER_PROF: (signal.SIGPROF, seconds),
+              signal.ITIMER_REAL: (signal.SIGALRM, 4 * seconds)}
     before = {sign: signal.signal(sign, stop) for sign, _ in timers.values()}
     # again and again: a bare `except` may have caught the first
     outer = {timer: signal.setitimer(timer, limit, 0.5) for timer, (_, limit) in timers.items()}
@@ -86,18 +99,28 @@ def _same_surroundings():
             os.environ.clear()
             os.environ.update(environment)
 
+# %% ../nbs/toolbox/probes.ipynb #78c812c1
+def _put_back(dtype: torch.dtype, grads: bool, threads: int):
+    "torch's default dtype, gradient mode and number of threads, as they were."
+    torch.set_default_dtype(dtype)
+    torch.set_grad_enabled(grads)
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
 # %% ../nbs/toolbox/probes.ipynb #06da9b03
 @contextlib.contextmanager
 def untouched_world(
     seconds: float = 20.0,  # for all that is run inside
 ):
-    "Random states, threads, default dtype, gradient mode, folder, environment and warnings' filters as before afterwards; prints go nowhere."
+    """Random states, threads, default dtype, gradient mode, folder, environment and warnings'
+    filters as before afterwards; prints go nowhere."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    threads, dtype, grads = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
+    settings = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()
     quiet = _Nowhere()
     try:
-        with (contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet), warnings.catch_warnings(),
-              _same_surroundings(), time_limit(seconds)):  # innermost: no alarm while things are put back
+        with (contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet),
+              warnings.catch_warnings(), _same_surroundings(),
+              time_limit(seconds)):  # innermost: no alarm while things are put back
             torch.set_grad_enabled(True)
             torch.set_default_dtype(torch.float32)
             torch.set_num_threads(1)  # small tensors: more threads only wait for each other
@@ -106,10 +129,7 @@ def untouched_world(
         torch.set_rng_state(states[0])
         np.random.set_state(states[1])
         random.setstate(states[2])
-        torch.set_default_dtype(dtype)
-        torch.set_grad_enabled(grads)
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
+        _put_back(*settings)
 
 # %% ../nbs/toolbox/probes.ipynb #cbdb7e16
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 3e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3,
@@ -193,6 +213,13 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     "The same shape and numbers; what is no number equals its like."
     return a.shape == b.shape and bool(torch.isclose(a, b, rtol=0, atol=0, equal_nan=True).all())
 
+
+def _changed(tree, kept: list[Tensor], outline) -> bool:
+    "Whether a nest differs from its earlier outline and copies of its tensors."
+    if _outline(tree) != outline:
+        return True
+    return any(not _equal(a.detach(), b) for a, b in zip(_tensors(tree), kept))
+
 # %% ../nbs/toolbox/probes.ipynb #aee9810d
 def _inputs(tree, grads: bool):
     "A copy of the arguments whose float tensors ask for gradients."
@@ -208,7 +235,7 @@ def watch(
     function,  # what is called
     args: tuple = (),
     kwargs: dict | None = None,
-    grads: bool = True,  # also the gradients of the inputs; to change a float input in place is then an error
+    grads: bool = True,  # inputs' gradients, too; changing a float input in place is then an error
 ) -> Seen:
     "Call with a copy of the arguments, and note all that happens."
     tree = _inputs((args, kwargs or {}), grads)
@@ -219,7 +246,7 @@ def watch(
     except (Exception, SystemExit) as error:
         seen.error = error
     seen.drew = random_states() != states
-    seen.changed = _outline(tree) != outline or any(not _equal(a.detach(), b) for a, b in zip(_tensors(tree), kept))
+    seen.changed = _changed(tree, kept, outline)
     if grads and seen.error is None:
         try:
             seen.gradients = _gradients(seen.value, _tensors(tree))
@@ -234,8 +261,8 @@ def _gradients(value, inputs: list[Tensor]) -> list | None:
     inputs = [t for t in inputs if t.requires_grad and t.is_leaf]
     if not outputs or not inputs:
         return [None] * len(inputs)
-    weights = [torch.linspace(0.5, 1.5, t.numel(), dtype=t.dtype).view(t.shape).cos() for t in outputs]
-    total = sum((t * w).sum() for t, w in zip(outputs, weights))
+    ramps = [torch.linspace(0.5, 1.5, t.numel(), dtype=t.dtype).view(t.shape) for t in outputs]
+    total = sum((t * ramp.cos()).sum() for t, ramp in zip(outputs, ramps))
     return list(torch.autograd.grad(total, inputs, allow_unused=True))
 
 # %% ../nbs/toolbox/probes.ipynb #47930ffc

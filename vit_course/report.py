@@ -14,7 +14,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
+from torchmetrics.functional.classification import (
+    multiclass_calibration_error, multiclass_confusion_matrix,
+)
 
 from .data import ImageArrays, make_loader, open_test_set
 from .files import written_whole
@@ -55,12 +57,14 @@ def score(
     labels: Tensor,  # (N,)
     classes: list[str],  # K names
 ) -> dict:  # test_accuracy, calibration_error, per_class_accuracy (None: no images)
-    "Accuracy over all and within each class (recall), and the expected calibration error (Guo et al. 2017)."
+    "Accuracy overall and in each class (recall), and expected calibration error (Guo et al. 2017)."
     counts = multiclass_confusion_matrix(probs, labels, len(classes)).double()
-    recall = [None if n == 0 else right / n for right, n in zip(counts.diag().tolist(), counts.sum(dim=1).tolist())]
+    rights, totals = counts.diag().tolist(), counts.sum(dim=1).tolist()
+    recall = [None if n == 0 else right / n for right, n in zip(rights, totals)]
+    error = multiclass_calibration_error(probs, labels, len(classes), n_bins=15)
     return {
         "test_accuracy": (counts.diag().sum() / counts.sum()).item(),
-        "calibration_error": multiclass_calibration_error(probs, labels, len(classes), n_bins=15).item(),
+        "calibration_error": error.item(),
         "per_class_accuracy": dict(zip(classes, recall)),
     }
 
@@ -92,15 +96,17 @@ def pick(
 def write_report(
     model,  # a trained `LitViT`
     data,  # its data module
-    folder: str | Path,  # the run's, with Lightning's metrics.csv; must exist, an older report in it is replaced
+    folder: str | Path,  # must exist, with Lightning's metrics.csv; an older report is replaced
     extra: dict,  # what else goes into metrics.json
 ) -> dict:  # what metrics.json holds
     "Test the model; write metrics.json, curves, confusion matrix, predictions and rollouts."
     folder = Path(folder)
     probs, labels = predict_all(model, data)
     parameters = sum(p.numel() for p in model.vit.parameters())
-    metrics = {**score(probs, labels, data.classes), "parameters": parameters, **extra, "versions": versions()}
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    found = score(probs, labels, data.classes)
+    metrics = {**found, "parameters": parameters, **extra, "versions": versions()}
+    with written_whole(folder / "metrics.json") as part:
+        part.write_text(json.dumps(metrics, indent=2) + "\n")
     for name, figure in draw_report(model, data, folder, probs, labels).items():
         figure.savefig(folder / f"{name}.png", dpi=130)
     return metrics
@@ -139,9 +145,12 @@ def draw_answers(
     "Some answers, and where the model looked for them."
     from vit_course.plots import show_predictions
 
-    figures, picked = {}, {name: pick(probs, labels, right) for name, right in (("right", True), ("wrong", False))}
-    images = images_at(data, torch.cat(list(picked.values())).tolist()).float() / 255  # one pass for both
-    for (name, chosen), shown in zip(picked.items(), images.split([len(chosen) for chosen in picked.values()])):
+    picked = {"right": pick(probs, labels, True), "wrong": pick(probs, labels, False)}
+    places = torch.cat(list(picked.values())).tolist()
+    images = images_at(data, places).float() / 255  # one pass for both
+    parts = images.split([len(chosen) for chosen in picked.values()])
+    figures = {}
+    for (name, chosen), shown in zip(picked.items(), parts):
         if len(chosen):
             some = shown, probs[chosen], labels[chosen], data.classes
             figures[f"predictions_{name}"] = show_predictions(*some)
@@ -183,31 +192,42 @@ def evaluate_model(model: str, data_dir: str, output: str | None = None) -> None
 
     Args:
         model: a .ckpt or .safetensors file, or a shipped model's name, such as cifar10
-        data_dir: holds test/<class>/*, or the data set as torchvision keeps it; or a zip file with test/<class>/*
+        data_dir: holds test/<class>/*, or the data set as torchvision keeps it;
+            or a zip file with test/<class>/*
         output: a JSON file to write the numbers and the confusion matrix to; must not exist
     """
     from vit_course.training import load_model
 
-    if output and Path(output).exists():
-        raise FileExistsError(f"output={output} exists already: choose another name, nothing is overwritten")
-    if output and not Path(output).absolute().parent.is_dir():
-        raise FileNotFoundError(f"output={output}: there is no folder {Path(output).parent}, make it first")
+    _check_output(output)
     lit = load_model(model)
-    images = open_test_set(data_dir, lit.hparams.classes, lit.vit.tokenizer.img_size, lit.vit.tokenizer.in_chans)
+    classes, tokenizer = lit.hparams.classes, lit.vit.tokenizer
+    images = open_test_set(data_dir, classes, tokenizer.img_size, tokenizer.in_chans)
     found, probs = evaluate(lit, images)
     print_evaluation(Path(model).name, found)
     if output:
         counts = multiclass_confusion_matrix(probs, images.labels, probs.shape[1])
-        found |= {"classes": lit.hparams.classes, "confusion": counts.tolist(), "versions": versions()}
+        found |= {"classes": classes, "confusion": counts.tolist(), "versions": versions()}
         with written_whole(output, replace=False) as part:
             part.write_text(json.dumps(found, indent=1) + "\n")
+
+# %% ../nbs/toolbox/report.ipynb #6d84cc9d
+def _check_output(output: str | None) -> None:
+    "An error, before the work, where a file is there already or its folder is not."
+    if output and Path(output).exists():
+        raise FileExistsError(
+            f"output={output} exists already: choose another name, nothing is overwritten"
+        )
+    if output and not Path(output).absolute().parent.is_dir():
+        folder = Path(output).parent
+        raise FileNotFoundError(f"output={output}: there is no folder {folder}, make it first")
 
 # %% ../nbs/toolbox/report.ipynb #13424700
 def print_evaluation(name: str, found: dict) -> None:
     "The numbers for a reader of a terminal."
     print(f"{name}: accuracy {found['test_accuracy']:.4f} on {found['test_images']:,} test images, "
           f"expected calibration error {found['calibration_error']:.4f}")
-    print("  ".join(f"{c} {a:.3f}" for c, a in found["per_class_accuracy"].items() if a is not None))
+    recall = found["per_class_accuracy"].items()
+    print("  ".join(f"{c} {a:.3f}" for c, a in recall if a is not None))
 
 
 def evaluate_command(args: list[str]) -> None:

@@ -68,7 +68,8 @@ def _check_style(mode: str, antialias: bool, align_corners: bool, offset: float)
         raise ValueError(f"mode={mode!r} is not known: use one of {MODES}")
     if mode not in SMOOTH and (antialias or align_corners or offset):
         given = f"antialias={antialias}, align_corners={align_corners}, offset={offset}"
-        raise ValueError(f"mode={mode!r} has none of {given}: turn them off, or use one of {SMOOTH}")
+        raise ValueError(f"mode={mode!r} has none of {given}: "
+                         f"turn them off, or use one of {SMOOTH}")
     if align_corners and (antialias or offset):
         given = f"antialias={antialias}, offset={offset}"
         raise ValueError(f"align_corners=True does not go with {given}: use False and 0")
@@ -166,7 +167,8 @@ def resize_model(
     if not isinstance(vit, ViT):
         raise ValueError(f"model={type(model).__name__} is no ViT, and has none in `vit`")
     size, new_grid = as_pair(img_size), patch_grid(img_size, vit.tokenizer.patch_size)
-    _check_style(**{"mode": "bicubic", "antialias": True, "align_corners": False, "offset": 0.0} | style)
+    usual = {"mode": "bicubic", "antialias": True, "align_corners": False, "offset": 0.0}
+    _check_style(**usual | style)
     new = copy.deepcopy(model)
     new.zero_grad(set_to_none=True)  # gradients were copied, too
     if size != vit.tokenizer.img_size:

@@ -37,7 +37,7 @@ def _from_others(
     model: nn.Module,  # without `MultiHeadAttention`
     images: Tensor,  # (B, C, H, W)
 ) -> Tensor:  # (L, B, h, N, N)
-    "Attention weights of timm, torchvision, Hugging Face and vit-pytorch models; else `ValueError`."
+    "Attention weights of timm, torchvision, Hugging Face or vit-pytorch models; else `ValueError`."
     from vit_course.inside import capture_from  # here, since that page builds on this lesson
 
     return torch.stack(capture_from(model, images))
@@ -135,7 +135,8 @@ def _check_rollout(attentions, residual, discard_ratio, start_layer, prefix) -> 
         raise ValueError(f"start_layer={start_layer} must lie in 0..{len(attentions) - 1}")
     tokens = attentions[0].shape[-1]
     if not 0 <= prefix <= tokens:
-        raise ValueError(f"num_prefix_tokens={prefix} must lie in 0..{tokens}, the number of tokens")
+        raise ValueError(f"num_prefix_tokens={prefix} must lie in 0..{tokens}, "
+                         "the number of tokens")
 
 # %% ../nbs/07_attention_rollout.ipynb #e44e3ccf
 def attention_rollout(
@@ -168,7 +169,8 @@ def rollout_heatmap(
     "Share of the model's pooled output that stems from each patch."
     vit = getattr(model, "vit", model)
     if not hasattr(vit, "pool"):
-        raise ValueError(f"model={type(model).__name__} is no ViT: turn it into one by from_timm or its siblings (lesson 9)")
+        raise ValueError(f"model={type(model).__name__} is no ViT: "
+                         "turn it into one by from_timm or its siblings (lesson 9)")
     prefix = vit.num_prefix_tokens
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be 1 or more")

@@ -46,7 +46,9 @@ def fetched(
     try:
         return fetch(name)
     except ImportError as error:
-        raise ImportError(f"{name!r} needs {library}: pip install {library}, or {instead}") from error
+        raise ImportError(
+            f"{name!r} needs {library}: pip install {library}, or {instead}"
+        ) from error
     except Exception as error:
         raise RuntimeError(
             f"{library} could not give {name!r} ({type(error).__name__}: {str(error)[:200]}). "
@@ -56,7 +58,8 @@ def fetched(
 # %% ../nbs/toolbox/sources.ipynb #e9591e8c
 def _is_weights_file(path: Path) -> bool:
     "Whether it is a file to be read; an error where it was meant as one and cannot be."
-    if path.suffix in (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".npz") and not path.is_file():
+    endings = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".npz")
+    if path.suffix in endings and not path.is_file():
         raise FileNotFoundError(f"source={str(path)!r}: there is no such file")
     if path.is_file() and path.suffix == ".npz":
         raise ValueError(f"source={str(path)!r} holds JAX arrays: use from_jax")
@@ -69,22 +72,39 @@ def weights_of(
     fetch: Callable[[str], nn.Module],  # gives the model of a published name
 ) -> tuple[dict[str, Tensor], nn.Module | None]:  # state dict; the model, where there is one
     "What to read."
-    given = repr(str(source)) if isinstance(source, (str, Path)) else type(source).__name__
+    given = type(source).__name__
     if isinstance(source, (str, Path)):
-        source = read_file(Path(source)) if _is_weights_file(Path(source)) else fetched(library, str(source), fetch)
-    if isinstance(source, nn.Module):  # out of what torch.compile and DataParallel put around it
-        source = getattr(source, "_orig_mod", source)
-        source = source.module if isinstance(source, nn.DataParallel) else source
-        return dict(source.state_dict()), source
-    inside = lambda: next((source[key] for key in ("state_dict", "model") if isinstance(source.get(key), dict)), None)
-    while isinstance(source, dict) and inside():  # training scripts wrap it
-        source = inside()
-    is_state = isinstance(source, dict) and all(isinstance(v, Tensor) for v in source.values())
-    if not is_state or not source:
+        given, path = repr(str(source)), Path(source)
+        source = read_file(path) if _is_weights_file(path) else fetched(library, str(source), fetch)
+    if isinstance(source, nn.Module):
+        model = _unwrapped(source)
+        return dict(model.state_dict()), model
+    while isinstance(source, dict) and (inside := _kept_in(source)):
+        source = inside
+    return _plain_state(source, given), None
+
+# %% ../nbs/toolbox/sources.ipynb #5f92be24
+def _unwrapped(model: nn.Module) -> nn.Module:
+    "A model out of what torch.compile and DataParallel put around it."
+    model = getattr(model, "_orig_mod", model)
+    return model.module if isinstance(model, nn.DataParallel) else model
+
+
+def _kept_in(found: dict) -> dict | None:
+    "The dict that training scripts wrap in another one, where `found` is such a wrapping."
+    kept = (found.get(key) for key in ("state_dict", "model"))
+    return next((part for part in kept if isinstance(part, dict)), None)
+
+# %% ../nbs/toolbox/sources.ipynb #8769df91
+def _plain_state(found, given: str) -> dict[str, Tensor]:
+    "A state dict under the names that a plain model has; `ValueError` where it is none."
+    is_state = isinstance(found, dict) and all(isinstance(v, Tensor) for v in found.values())
+    if not is_state or not found:
         raise ValueError(
-            f"source={given} holds no weights by name: give a model, a state dict, a file of one, or a published name"
+            f"source={given} holds no weights by name: "
+            "give a model, a state dict, a file of one, or a published name"
         )
-    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in source.items()}, None
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in found.items()}
 
 # %% ../nbs/toolbox/sources.ipynb #9178d807
 FOREIGN = {
@@ -102,12 +122,16 @@ FOREIGN = {
     r"downsample|stages|layers\.\d+\.blocks": "stages of several resolutions",
 }
 
+# %% ../nbs/toolbox/sources.ipynb #302bfe05
 HOMES = {  # names that each library's models have, and which its own importer knows
-    "conv_proj.weight": "from_torchvision", "patch_embed.proj.weight": "from_timm", "embedding/kernel": "from_jax",
-    "embeddings.patch_embeddings.projection.weight": "from_huggingface", "tokenizer.stem.proj.weight": "load_vit",
+    "conv_proj.weight": "from_torchvision",
+    "patch_embed.proj.weight": "from_timm",
+    "embedding/kernel": "from_jax",
+    "embeddings.patch_embeddings.projection.weight": "from_huggingface",
+    "tokenizer.stem.proj.weight": "load_vit",
 }
 
-
+# %% ../nbs/toolbox/sources.ipynb #fdc63c59
 def no_place(
     names: list[str],  # of weights
 ) -> str:
@@ -126,7 +150,8 @@ def table(
     rules: dict[str, str],  # pattern -> our name; @ in both: a block
 ) -> list[tuple[str, str]]:
     "Rules with the block's beginning filled in; the number is group 1."
-    return [(k.replace("@", block), v.replace("@", r"encoder.blocks.\1.")) for k, v in rules.items()]
+    ours = r"encoder.blocks.\1."
+    return [(k.replace("@", block), v.replace("@", ours)) for k, v in rules.items()]
 
 # %% ../nbs/toolbox/sources.ipynb #aedf8967
 TIMM = table(r"blocks\.(\d+)\.", {
@@ -222,13 +247,21 @@ def _timm_pool(model: nn.Module) -> dict:
         raise ValueError("our ViT does not have pool_include_prefix=True: its mean is over patches")
     return {"pool": pool} if pool else {}
 
-# %% ../nbs/toolbox/sources.ipynb #3f671ae8
-def timm_facts(model: nn.Module) -> dict:
-    "Options of `ViT` that timm's model has, and its weights do not show."
+# %% ../nbs/toolbox/sources.ipynb #21330a19
+def _refuse_variants(model: nn.Module) -> None:
+    "`ValueError` where a model is not timm's plain `VisionTransformer`."
     if not all(hasattr(model, part) for part in ("patch_embed", "blocks", "global_pool")):
         raise ValueError(f"source={type(model).__name__} is not timm's VisionTransformer")
     if kinds := {type(block).__name__ for block in model.blocks} - {"Block"}:
-        raise ValueError(f"our ViT does not have timm's {', '.join(sorted(kinds))}: its blocks norm before each branch")
+        raise ValueError(
+            f"our ViT does not have timm's {', '.join(sorted(kinds))}: "
+            "its blocks norm before each branch"
+        )
+
+# %% ../nbs/toolbox/sources.ipynb #3f671ae8
+def timm_facts(model: nn.Module) -> dict:
+    "Options of `ViT` that timm's model has, and its weights do not show."
+    _refuse_variants(model)
     block, size = model.blocks[0], getattr(model.patch_embed, "img_size", None)
     return _timm_pool(model) | ({"img_size": tuple(size)} if size else {}) | {
         "num_heads": block.attn.num_heads,
@@ -239,16 +272,24 @@ def timm_facts(model: nn.Module) -> dict:
         "drop_path": round(getattr(model.blocks[-1].drop_path1, "drop_prob", None) or 0.0, 6),
     }
 
-# %% ../nbs/toolbox/sources.ipynb #f69c984b
+# %% ../nbs/toolbox/sources.ipynb #79f919fc
 _HF_ACTS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
 
 
+def _hf_activation(config) -> str:
+    "The name that `ViT` has for a configuration's activation."
+    act = _HF_ACTS.get(config.hidden_act, config.hidden_act)
+    if act not in ACTIVATIONS:
+        raise ValueError(
+            f"our ViT does not have the activation {act!r}: it has {list(ACTIVATIONS)}"
+        )
+    return act
+
+# %% ../nbs/toolbox/sources.ipynb #f69c984b
 def huggingface_facts(model: nn.Module) -> dict:
     "Options of `ViT` that a Hugging Face model's configuration tells."
     config = model.config
-    act = _HF_ACTS.get(config.hidden_act, config.hidden_act)
-    if act not in ACTIVATIONS:
-        raise ValueError(f"our ViT does not have the activation {act!r}: it has {list(ACTIVATIONS)}")
+    act = _hf_activation(config)
     return {
         "num_heads": config.num_attention_heads,
         "img_size": config.image_size,
@@ -266,14 +307,14 @@ def torchvision_named(name: str) -> nn.Module:
 
     return get_model(name, weights="DEFAULT")
 
-
+# %% ../nbs/toolbox/sources.ipynb #9683eaed
 def timm_named(name: str) -> nn.Module:
     "timm's model of that name, trained."
     import timm
 
     return timm.create_model(name, pretrained=True)
 
-
+# %% ../nbs/toolbox/sources.ipynb #a1c2c461
 def huggingface_named(name: str) -> nn.Module:
     "Hugging Face's model of that name, with its head where it was trained with one."
     from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
@@ -288,50 +329,74 @@ def arrays_of(
 ) -> dict[str, Tensor]:
     "The arrays of the official JAX code as tensors."
     if isinstance(source, (str, Path)):
-        if not Path(source).is_file():
-            raise FileNotFoundError(
-                f"source={str(source)!r} is no file: fetch it first from gs://vit_models, then give its path"
-            )
-        if Path(source).suffix != ".npz":
-            raise ValueError(f"source={str(source)!r} is no .npz file of JAX arrays: use from_timm, from_torchvision or from_huggingface")
-        with np.load(source, allow_pickle=False) as file:
-            source = dict(file)
-    return {name.removeprefix("params/"): torch.from_numpy(np.array(a)) for name, a in source.items()}
+        source = _read_arrays(source)
+    return {
+        name.removeprefix("params/"): torch.from_numpy(np.array(array))
+        for name, array in source.items()
+    }
+
+# %% ../nbs/toolbox/sources.ipynb #1e90304d
+def _read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    "The arrays in a file .npz; nothing is unpickled."
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"source={str(path)!r} is no file: "
+            "fetch it first from gs://vit_models, then give its path"
+        )
+    if Path(path).suffix != ".npz":
+        raise ValueError(
+            f"source={str(path)!r} is no .npz file of JAX arrays: "
+            "use from_timm, from_torchvision or from_huggingface"
+        )
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
 
 # %% ../nbs/toolbox/sources.ipynb #cd953e19
 def kind_of_positions(vit: ViT) -> str:
     "Learned, or the table that it equals."
     if isinstance(vit.positions, LearnedPositions):
         return "learned"
-    own, n_class = vit.positions.positions.detach().float().cpu(), int(vit.class_token is not None)
+    positions, n_class = vit.positions.positions.detach(), int(vit.class_token is not None)
+    own = positions.float().cpu()
     for kind in ("none", "sinusoidal_1d") + ("sinusoidal_2d",) * (vit.embed_dim % 4 == 0):
         made = make_positions(kind, vit.grid, vit.embed_dim, n_class).positions
-        if torch.allclose(made.to(vit.positions.positions.dtype).float(), own, atol=1e-5):  # rounded as the model's
+        rounded = made.to(positions.dtype).float()  # as the model's
+        if torch.allclose(rounded, own, atol=1e-5):
             return kind
     raise ValueError("the positions are fixed, and none of the tables that ViT makes")
 
-
+# %% ../nbs/toolbox/sources.ipynb #bcf03b95
 def mlp_ratio(hidden: int, dim: int) -> float:
     "The ratio from which `ViT` makes just this hidden width, although it rounds down."
     return hidden / dim if int(dim * (hidden / dim)) == hidden else (hidden + 0.5) / dim
 
 # %% ../nbs/toolbox/sources.ipynb #513cee51
 def _last_layer(vit: ViT) -> nn.Module:
-    "The head's own layer, perhaps another one than the model was built with; `ValueError` where a `ViT` has no such head."
+    "The head's own layer, perhaps a new one; `ValueError` where a `ViT` has no such parts."
     if not isinstance(vit, ViT):
-        raise ValueError(f"vit={type(vit).__name__} is no ViT: give lit.vit, or a compiled model's _orig_mod")
+        raise ValueError(
+            f"vit={type(vit).__name__} is no ViT: give lit.vit, or a compiled model's _orig_mod"
+        )
     late = isinstance(vit.head, nn.Sequential)
     last = vit.head[-1] if late else vit.head
-    if not isinstance(last, (nn.Linear, nn.Identity)) or late and not isinstance(vit.head[0], nn.LayerNorm):
-        raise ValueError(f"our ViT does not have the head {vit.head}: it is one nn.Linear, or nn.Identity")
+    ours = isinstance(last, (nn.Linear, nn.Identity))
+    if not ours or late and not isinstance(vit.head[0], nn.LayerNorm):
+        raise ValueError(
+            f"our ViT does not have the head {vit.head}: it is one nn.Linear, or nn.Identity"
+        )
     if getattr(last, "bias", 0) is None:
         raise ValueError("our ViT does not have a head without bias")
-    if len({re.sub(r"DropPath\(.*?\)", "", repr(block)) for block in vit.encoder.blocks}) > 1:
-        raise ValueError("our ViT does not have blocks that differ in more than drop path")
-    first = vit.encoder.blocks[0]
-    if len({getattr(norm, "eps", None) for norm in (vit.head[0] if late else vit.norm, first.norm1, first.norm2)}) > 1:
-        raise ValueError("our ViT does not have norms of different eps, or of another kind")
+    _refuse_unlike(vit.encoder.blocks, vit.head[0] if late else vit.norm)
     return last
+
+# %% ../nbs/toolbox/sources.ipynb #0d2831cd
+def _refuse_unlike(blocks: nn.ModuleList, last_norm: nn.Module) -> None:
+    "`ValueError` where blocks or norms differ in what a `ViT` has once for all."
+    if len({re.sub(r"DropPath\(.*?\)", "", repr(block)) for block in blocks}) > 1:
+        raise ValueError("our ViT does not have blocks that differ in more than drop path")
+    norms = (last_norm, blocks[0].norm1, blocks[0].norm2)
+    if len({getattr(norm, "eps", None) for norm in norms}) > 1:
+        raise ValueError("our ViT does not have norms of different eps, or of another kind")
 
 # %% ../nbs/toolbox/sources.ipynb #f0e3e0ed
 def options_of(
@@ -339,19 +404,7 @@ def options_of(
 ) -> dict:  # `ViT(**options_of(vit))` has the same parts
     "Options that make a model with the same parts; `ValueError` where there are none."
     last, block, late = _last_layer(vit), vit.encoder.blocks[0], isinstance(vit.head, nn.Sequential)
-    stems = {"LinearStem": "linear", "ConvStem": "conv", "EarlyConvStem": "early_conv"}
-    tokenizer = {name: getattr(vit.tokenizer, name) for name in ("patch_size", "in_chans")}
-    sizes = {name: getattr(vit, name) for name in ("embed_dim", "pool")}
-    return tokenizer | sizes | {
-        "num_classes": getattr(last, "out_features", 0),
-        "img_size": list(vit.tokenizer.img_size),
-        "stem": stems[type(vit.tokenizer.stem).__name__],
-        "depth": len(vit.encoder.blocks),
-        "num_heads": block.attn.num_heads,
-        "mlp_ratio": mlp_ratio(block.mlp.fc1.out_features, vit.embed_dim),
-        "dropout": block.mlp.drop1.p,
-        "attn_dropout": block.attn.attn_dropout,
-        "drop_path": float(vit.encoder.blocks[-1].drop_path1.p),
+    return _outer_options(vit, last) | _block_options(vit) | {
         "class_token": vit.class_token is not None,
         "num_registers": 0 if vit.registers is None else vit.registers.shape[1],
         "positions": kind_of_positions(vit),
@@ -362,6 +415,33 @@ def options_of(
         "patch_dropout": vit.patch_dropout,
         "residual_in_fp32": vit.encoder.residual_in_fp32,
         "grad_checkpointing": vit.encoder.grad_checkpointing,
+    }
+
+# %% ../nbs/toolbox/sources.ipynb #4f00172c
+def _outer_options(vit: ViT, last: nn.Module) -> dict:
+    "Options of the tokenizer, of the width, and of the head's last layer."
+    stems = {"LinearStem": "linear", "ConvStem": "conv", "EarlyConvStem": "early_conv"}
+    return {
+        "patch_size": vit.tokenizer.patch_size,
+        "in_chans": vit.tokenizer.in_chans,
+        "embed_dim": vit.embed_dim,
+        "pool": vit.pool,
+        "num_classes": getattr(last, "out_features", 0),
+        "img_size": list(vit.tokenizer.img_size),
+        "stem": stems[type(vit.tokenizer.stem).__name__],
+    }
+
+# %% ../nbs/toolbox/sources.ipynb #27c83cce
+def _block_options(vit: ViT) -> dict:
+    "Options of the blocks' sizes and rates."
+    blocks, block = vit.encoder.blocks, vit.encoder.blocks[0]
+    return {
+        "depth": len(blocks),
+        "num_heads": block.attn.num_heads,
+        "mlp_ratio": mlp_ratio(block.mlp.fc1.out_features, vit.embed_dim),
+        "dropout": block.mlp.drop1.p,
+        "attn_dropout": block.attn.attn_dropout,
+        "drop_path": float(blocks[-1].drop_path1.p),
     }
 
 # %% ../nbs/toolbox/sources.ipynb #f9930ad1
@@ -381,28 +461,36 @@ def load_vit(
         options = (file.metadata() or {}).get("vit")
         weights = {name: file.get_tensor(name) for name in file.keys()}
     if options is None:
-        raise ValueError(f"path={str(path)!r} holds no options of a ViT: load_model reads a LitViT's file, from_timm and its siblings other weights")
+        raise ValueError(
+            f"path={str(path)!r} holds no options of a ViT: "
+            "load_model reads a LitViT's file, from_timm and its siblings other weights"
+        )
     model = ViT(**json.loads(options))
     model.load_state_dict(weights)
     return model.eval()
 
-# %% ../nbs/toolbox/sources.ipynb #925774fc
+# %% ../nbs/toolbox/sources.ipynb #763a5ee9
 _BACK = [
     ("class_token", "cls_token"), ("registers", "reg_token"), ("positions.positions", "pos_embed"),
     ("tokenizer.stem.", "patch_embed."), ("encoder.blocks.", "blocks."), (".scale1.", ".ls1."),
     (".scale2.", ".ls2."), ("head.0.", "fc_norm."), ("head.1.", "head."),
 ]
 
+# %% ../nbs/toolbox/sources.ipynb #2a15aa87
+def _timm_positions(vit: ViT) -> Tensor:  # (1, prefix + N, D)
+    "Our positions, with 0 where registers stand."
+    positions, n_class = vit.positions.positions.detach(), int(vit.class_token is not None)
+    none = positions.new_zeros(1, vit.num_prefix_tokens - n_class, vit.embed_dim)
+    return torch.cat([positions[:, :n_class], none, positions[:, n_class:]], 1)
 
+# %% ../nbs/toolbox/sources.ipynb #925774fc
 def timm_names(vit: ViT) -> dict[str, Tensor]:
     "The model's weights under timm's names."
     _last_layer(vit)  # refuses what is no ViT, and a head that timm's options could not tell
     if isinstance(vit.tokenizer.stem, EarlyConvStem):
         raise ValueError("stem='early_conv' has no place in timm's VisionTransformer: use 'conv'")
     state = {name: value.detach() for name, value in vit.state_dict().items()}
-    positions, n_class = vit.positions.positions.detach(), int(vit.class_token is not None)
-    none = positions.new_zeros(1, vit.num_prefix_tokens - n_class, vit.embed_dim)
-    state["positions.positions"] = torch.cat([positions[:, :n_class], none, positions[:, n_class:]], 1)
+    state["positions.positions"] = _timm_positions(vit)
     kernel = state["tokenizer.stem.proj.weight"]
     if kernel.ndim == 2:
         kernel = kernel_from_linear(kernel, vit.tokenizer.patch_size)
@@ -415,8 +503,9 @@ def timm_names(vit: ViT) -> dict[str, Tensor]:
 def _timm_options(vit: ViT) -> dict:
     "Our options in timm's words."
     own = options_of(vit)
-    names = ("patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "mlp_ratio")
-    return {name: own[name] for name in (*names, "class_token")} | {
+    names = ("patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads",
+             "mlp_ratio", "class_token")
+    return {name: own[name] for name in names} | {
         "img_size": tuple(own["img_size"]),
         "reg_tokens": own["num_registers"],
         "global_pool": {"cls": "token", "mean": "avg"}[own["pool"]],

@@ -129,7 +129,7 @@ class ConvStem(nn.Module):
 
 # %% ../nbs/02_tokenizer.ipynb #83cb5e37
 def _stem_widths(patch_size: int, in_chans: int, embed_dim: int) -> list[int]:
-    "Channels before and after each halving: half the token's width for each step back, but never below 8."
+    "Channels before and after each halving: half the token's width for each step back, at least 8."
     halvings = patch_size.bit_length() - 1
     if halvings < 1 or patch_size != 2**halvings:
         raise ValueError(

@@ -36,7 +36,7 @@ def decay_groups(
     "Decay on weight matrices only: none on biases, norms, tokens and positions (as in timm)."
     # 1. the parameters that are trained at all, by name
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    # 2. a norm's factor is called `weight` too, but has one axis; tokens have three, but another name
+    # 2. a norm's factor is a `weight` too, but has one axis; tokens have three, but another name
     matrices = [n for n, p in parameters.items() if n.endswith("weight") and p.ndim > 1]
     # 3. two groups; each parameter is in exactly one
     return [
@@ -93,10 +93,13 @@ def make_schedule(
 
 # %% ../nbs/06_training.ipynb #9875c9ae
 class ClassifierSteps(pl.LightningModule):
-    "What a classifier does with a batch: loss, metrics, logging. Sub-classes give `forward` and `hparams`."
+    "Loss, metrics and logging of each batch. Sub-classes give `forward` and `hparams`."
 
     def add_metrics(self, num_classes: int):
-        stages = {f"{stage}_acc": MulticlassAccuracy(num_classes, average="micro") for stage in ("train", "val", "test")}
+        stages = {
+            f"{stage}_acc": MulticlassAccuracy(num_classes, average="micro")
+            for stage in ("train", "val", "test")
+        }
         self.accuracy = nn.ModuleDict(stages)
 
     def training_step(self, batch, batch_idx):
@@ -126,9 +129,12 @@ def _step(model: ClassifierSteps, batch: tuple[Tensor, Tensor], stage: str) -> T
     smoothing = model.hparams.label_smoothing if stage == "train" else 0.0
     loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
     accuracy = model.accuracy[f"{stage}_acc"]
-    accuracy(logits, labels if labels.ndim == 1 else labels.argmax(dim=1))  # of mixed images, the larger share
-    weight = len(labels) * process_count()  # Lightning's mean over processes cuts off fractions of a count
-    options = {"on_step": False, "on_epoch": True, "prog_bar": True, "batch_size": weight, "sync_dist": True}
+    # of mixed images, the larger share
+    accuracy(logits, labels if labels.ndim == 1 else labels.argmax(dim=1))
+    # Lightning's mean over processes cuts off fractions of a count
+    weight = len(labels) * process_count()
+    options = {"on_step": False, "on_epoch": True, "prog_bar": True}
+    options |= {"batch_size": weight, "sync_dist": True}
     model.log_dict({f"{stage}_loss": loss, f"{stage}_acc": accuracy}, **options)
     return loss
 
@@ -152,14 +158,16 @@ class ShardedSteps(ClassifierSteps):
     "What differs when each process holds a share of the weights only (FSDP, Zhao et al. 2023)."
 
     def setup(self, stage: str) -> None:
-        if stage == "fit":  # before the weights are cut up: a share has one axis, and looks like a bias
+        if stage == "fit":  # before the weights are cut up: a share has one axis, like a bias
             self.whole_groups = decay_groups(self, self.hparams.weight_decay)
 
     def groups(self) -> list[dict]:
         sharded = isinstance(self.trainer.strategy, FSDPStrategy)
         return self.whole_groups if sharded else decay_groups(self, self.hparams.weight_decay)
 
-    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+    def configure_gradient_clipping(
+        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
+    ):
         by_norm = gradient_clip_val and gradient_clip_algorithm != "value"
         if by_norm and isinstance(self.trainer.strategy, FSDPStrategy):
             self.trainer.model.clip_grad_norm_(gradient_clip_val)  # the norm over all shares
@@ -168,7 +176,7 @@ class ShardedSteps(ClassifierSteps):
 
 # %% ../nbs/06_training.ipynb #f80c91a2
 class ScheduledAdamW(ShardedSteps):
-    "AdamW with decay on matrices only, and a schedule that moves every step. Sub-classes give `factor`."
+    "AdamW, decay on matrices only; a schedule that moves every step. Sub-classes give `factor`."
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -177,12 +185,15 @@ class ScheduledAdamW(ShardedSteps):
 
     def configure_optimizers(self):
         self.steps, options = self.trainer.estimated_stepping_batches, self.hparams
-        if math.isinf(self.steps) and time_share(self.trainer) is None and options.schedule != "constant":
+        endless = math.isinf(self.steps) and time_share(self.trainer) is None
+        if endless and options.schedule != "constant":
             wanted = "give the trainer max_epochs, max_steps or max_time, or use 'constant'"
             raise ValueError(f"schedule={options.schedule!r} needs a run with an end: {wanted}")
         kind = options.get("optimizer", "adamw")
-        optimizer = make_optimizer(kind, self, self.groups(), options.lr, options.betas, options.weight_decay)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(self.progress(step)))
+        numbers = (options.lr, options.betas, options.weight_decay)
+        optimizer = make_optimizer(kind, self, self.groups(), *numbers)
+        factor = lambda step: self.factor(self.progress(step))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     def progress(self, step: int) -> float:
@@ -200,11 +211,12 @@ def check_shapes(
     wanted: dict[str, Tensor],  # the model's
 ) -> None:
     "Raise `ValueError` where a checkpoint is another model's, naming what differs."
-    shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in (loaded, wanted)]
+    theirs, ours = [{n: tuple(w.shape) for n, w in state.items()} for state in (loaded, wanted)]
     differing = [
-        f"{name}: {shapes[0].get(name, 'missing')} in the checkpoint, {shapes[1].get(name, 'missing')} in the model"
+        f"{name}: {theirs.get(name, 'missing')} in the checkpoint, "
+        f"{ours.get(name, 'missing')} in the model"
         for name in sorted(loaded.keys() | wanted.keys())
-        if shapes[0].get(name) != shapes[1].get(name)
+        if theirs.get(name) != ours.get(name)
     ]
     if differing:
         raise ValueError(
@@ -217,14 +229,18 @@ def check_data(
     before: dict,  # a checkpoint's options
     now: dict,  # the model's
 ) -> None:
-    "Raise `ValueError` where a checkpoint was trained on other classes, or on images normalised otherwise."
+    "Raise `ValueError` where a checkpoint had other classes, or images normalised otherwise."
     for name in ("classes", "mean", "std"):
         was, new = before.get(name) or [], now.get(name) or []
-        near = [a == b if name == "classes" else math.isclose(a, b, abs_tol=0.01) for a, b in zip(was, new)]
+        near = [
+            a == b if name == "classes" else math.isclose(a, b, abs_tol=0.01)
+            for a, b in zip(was, new)
+        ]
         if was and new and (len(was) != len(new) or not all(near)):
             raise ValueError(
-                f"the checkpoint was trained with {name}={list(was)}, these images have {name}={list(new)}: go on with the images of its "
-                "run. To judge it on others, use `vit-course evaluate`, which normalises as the checkpoint was trained"
+                f"the checkpoint was trained with {name}={list(was)}, these images have "
+                f"{name}={list(new)}: go on with the images of its run. To judge it on others, "
+                "use `vit-course evaluate`, which normalises as the checkpoint was trained"
             )
 
 # %% ../nbs/06_training.ipynb #c79a7d5e
@@ -239,11 +255,11 @@ class ChannelNorm(nn.Module):
         super().__init__()
         # not persistent: they are kept with the options, not with the weights
         self.register_buffer("mean", torch.tensor(mean or [0.0]).view(-1, 1, 1), persistent=False)
-        std = [s or 1.0 for s in std or [1.0]]  # a channel that is the same everywhere cannot be scaled
+        std = [s or 1.0 for s in std or [1.0]]  # a channel that never changes cannot be scaled
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W)
-        return (images.to(self.mean.dtype) - self.mean) / self.std  # a model in 16 bits gets images in 16 bits
+        return (images.to(self.mean.dtype) - self.mean) / self.std  # in 16 bits if the model is
 
 # %% ../nbs/06_training.ipynb #a4b77ad2
 class FewerPatches(ScheduledAdamW):
@@ -266,14 +282,14 @@ class LitViT(FewerPatches):
         self,
         lr: float = 1e-3, weight_decay: float = 0.05,  # peak learning rate; decay on matrices only
         betas: tuple[float, float] = (0.9, 0.999),  # AdamW's two memories
-        schedule: str = "cosine", warmup: float = 0.05,  # or "step", "constant"; share of the steps on which the rate rises
+        schedule: str = "cosine", warmup: float = 0.05,  # or "step", "constant"; share that rises
         milestones: tuple[float, ...] = (100 / 160, 150 / 160),  # "step": shares of all steps
         gamma: float = 0.1,  # "step": factor at each milestone
         label_smoothing: float = 0.0,  # share of the target spread over all classes
-        patch_dropout_until: float = 1.0,  # share of the run after which no patch is left out any more
+        patch_dropout_until: float = 1.0,  # share of the run after which no patch is left out
         optimizer: str = "adamw",  # or "muon" for the matrices in the blocks
-        compile: bool = False,  # translate the model by `torch.compile` before training; needs a C++ compiler
-        mean: list[float] | None = None, std: list[float] | None = None,  # of each channel; None: 0, 1
+        compile: bool = False,  # translate by `torch.compile` before training; needs a C++ compiler
+        mean: list[float] | None = None, std: list[float] | None = None,  # per channel; None: 0, 1
         classes: list[str] | None = None,  # names of the classes
         **vit,  # as `ViT`'s
     ):
@@ -289,7 +305,7 @@ class LitViT(FewerPatches):
 
 # %% ../nbs/06_training.ipynb #6e1d5837
 class EpochSeed(pl.Callback):
-    "Seeds each epoch by the run's seed and the epoch, so that a resumed run draws the same numbers and the same order."
+    "Seeds each epoch by the run's seed and the epoch: a resumed run repeats numbers and order."
 
     def __init__(
         self,
@@ -298,7 +314,7 @@ class EpochSeed(pl.Callback):
         self.seed = seed
 
     def on_train_epoch_start(self, trainer, module):
-        # Lightning 2.6 counts one epoch too many where a run with `max_steps` goes on: its order would be another
+        # Lightning 2.6 counts an epoch too many where a run with `max_steps` goes on: another order
         sampler = getattr(getattr(trainer, "train_dataloader", None), "sampler", None)
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(trainer.current_epoch)
@@ -352,18 +368,21 @@ def _read_checkpoint(path: Path) -> tuple[dict, dict]:
 
 def _read_safetensors(path: Path) -> tuple[dict, dict]:
     with safe_open(path, framework="pt") as file:
-        return json.loads(file.metadata()["options"]), {name: file.get_tensor(name) for name in file.keys()}
+        options = json.loads(file.metadata()["options"])
+        return options, {name: file.get_tensor(name) for name in file.keys()}
 
 # %% ../nbs/06_training.ipynb #aa0cf0e3
 def load_model(
-    path: str | Path,  # a .safetensors or .ckpt file, or the name of a shipped model, such as "fashion"
+    path: str | Path,  # a .safetensors or .ckpt file, or a shipped model's name, such as "fashion"
 ) -> LitViT:  # in eval mode
     "A trained model with its options; nothing is unpickled."
     path = _find_model(path)
+    read = _read_checkpoint if path.suffix == ".ckpt" else _read_safetensors
     try:
-        options, weights = _read_checkpoint(path) if path.suffix == ".ckpt" else _read_safetensors(path)
+        options, weights = read(path)
     except (KeyError, TypeError, RuntimeError, SafetensorError, UnpicklingError) as error:
-        raise ValueError(f"{path} is not a model that this course saved ({type(error).__name__}: {error})") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is not a model that this course saved ({reason})") from error
     model = LitViT(**{k: v for k, v in options.items() if not k.startswith("_")})
     check_shapes(weights, model.vit.state_dict())
     model.vit.load_state_dict(weights)
@@ -371,7 +390,8 @@ def load_model(
 
 
 def _find_model(path: str | Path) -> Path:
-    shipped = {Path(f.name).stem: f for f in (files("vit_course") / "weights").iterdir() if f.name.endswith(".safetensors")}
+    inside = (files("vit_course") / "weights").iterdir()
+    shipped = {Path(f.name).stem: f for f in inside if f.name.endswith(".safetensors")}
     found = Path(str(shipped.get(str(path), path)))
     if not found.is_file():
         raise FileNotFoundError(f"no file {path}; shipped models are {sorted(shipped)}")

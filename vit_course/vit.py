@@ -137,7 +137,7 @@ def drop_patches(
     return torch.cat([prefix, patches], dim=1)
 
 # %% ../nbs/05_vit.ipynb #0b23113d
-def _check(pool, class_token, positions, embed_dim, num_heads, num_registers, patch_dropout=0.0) -> int:
+def _check(pool, class_token, positions, embed_dim, num_heads, num_registers) -> int:
     "The number of class tokens; `ValueError` for options that cannot work."
     if pool not in ("cls", "mean"):
         raise ValueError(f"pool={pool!r} is not known: use 'cls' or 'mean'")
@@ -150,9 +150,15 @@ def _check(pool, class_token, positions, embed_dim, num_heads, num_registers, pa
         raise ValueError(f"embed_dim={embed_dim} is not divisible by num_heads={num_heads}")
     if num_registers < 0:
         raise ValueError(f"num_registers={num_registers} must be 0 or more")
-    if not 0 <= patch_dropout < 1:
-        raise ValueError(f"patch_dropout={patch_dropout} must be a share of the patches: 0 or more, less than 1")
     return int(pool == "cls" if class_token is None else class_token)
+
+
+def _share(patch_dropout: float) -> float:
+    "The share of the patches that training leaves out; `ValueError` where it is none."
+    if not 0 <= patch_dropout < 1:
+        raise ValueError(f"patch_dropout={patch_dropout} must be a share of the patches: "
+                         "0 or more, less than 1")
+    return patch_dropout
 
 # %% ../nbs/05_vit.ipynb #09d86fbb
 def _init_weights(model: nn.Module):
@@ -172,7 +178,10 @@ def _tokens(count: int, dim: int) -> nn.Parameter | None:
     return nn.Parameter(torch.zeros(1, count, dim)) if count else None
 
 # %% ../nbs/05_vit.ipynb #a564ea1c
-ACTIVATIONS = {"gelu": nn.GELU, "gelu_tanh": lambda: nn.GELU(approximate="tanh"), "relu": nn.ReLU, "silu": nn.SiLU}
+ACTIVATIONS = {
+    "gelu": nn.GELU, "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "relu": nn.ReLU, "silu": nn.SiLU,
+}
 
 
 def _bend(encoder: Encoder, activation: str) -> Encoder:
@@ -195,26 +204,26 @@ class ViTParts(nn.Module):
     "The parts of a `ViT`, and its options; sizes as in Dosovitskiy et al. 2021, table 1."
 
     def __init__(
-        self, img_size: int | tuple[int, int] = 224,  # side in pixels, or (H, W)
-        patch_size: int = 16, in_chans: int = 3, num_classes: int = 1000,  # num_classes=0: no head
-        embed_dim: int = 768, depth: int = 12, num_heads: int = 12, mlp_ratio: float = 4.0,  # D, L, h; MLP's width / D
+        self, img_size: int | tuple[int, int] = 224, patch_size: int = 16,  # pixels, or (H, W)
+        in_chans: int = 3, num_classes: int = 1000, embed_dim: int = 768,  # C; 0 for no head; D
+        depth: int = 12, num_heads: int = 12, mlp_ratio: float = 4.0,  # L; h; MLP's width / D
         dropout: float = 0.0, attn_dropout: float = 0.0, drop_path: float = 0.0,  # as `Encoder`'s
         pool: str = "cls", class_token: bool | None = None,  # or "mean"; None: with pool="cls"
         positions: str = "learned",  # or "sinusoidal_1d", "sinusoidal_2d", "none"
-        num_registers: int = 0, patch_dropout: float = 0.0,  # extra tokens; share of patches left out in training
+        num_registers: int = 0, patch_dropout: float = 0.0,  # how many; share left out in training
         layer_scale: float | None = None, stem: str = "conv", eps: float = 1e-6,  # as the parts'
         norm_after_pool: bool = False, activation: str = "gelu",  # for weights from elsewhere
         residual_in_fp32: bool = False, grad_checkpointing: bool = False,  # as `Encoder`'s
     ):
-        n_class = _check(pool, class_token, positions, embed_dim, num_heads, num_registers, patch_dropout)
+        n_class = _check(pool, class_token, positions, embed_dim, num_heads, num_registers)
         super().__init__()
         self.pool, self.embed_dim, self.num_classes = pool, embed_dim, num_classes
-        self.num_prefix_tokens, self.patch_dropout = n_class + num_registers, patch_dropout
+        self.num_prefix_tokens, self.patch_dropout = n_class + num_registers, _share(patch_dropout)
         self.tokenizer = Tokenizer(img_size, patch_size, in_chans, embed_dim, stem)
         self.class_token, self.registers = [_tokens(n, embed_dim) for n in (n_class, num_registers)]
         self.positions = make_positions(positions, self.tokenizer.grid, embed_dim, n_class, dropout)
-        rates = (mlp_ratio, dropout, attn_dropout, drop_path, layer_scale, eps, residual_in_fp32, grad_checkpointing)
-        self.encoder = _bend(Encoder(depth, embed_dim, num_heads, *rates), activation)
+        args = depth, embed_dim, num_heads, mlp_ratio, dropout, attn_dropout, drop_path, layer_scale
+        self.encoder = _bend(Encoder(*args, eps, residual_in_fp32, grad_checkpointing), activation)
         self.norm, self.head = _norm_and_head(embed_dim, num_classes, eps, norm_after_pool)
         _init_weights(with_cheap_dropout(self))  # the same chance in less time (toolbox: dropout)
 
