@@ -114,17 +114,17 @@ def ask_vit_pytorch(
 def _from(layer: nn.Module, library: str) -> bool:
     return type(layer).__module__.split(".")[0] == library
 
-
+# %% ../nbs/toolbox/inside.ipynb #5de993e4
 def _is_timm(layer: nn.Module) -> bool:
     # one query an image; channels in place of tokens
     others = any(word in type(layer).__name__ for word in ("Pool", "XCA"))
     return hasattr(layer, "fused_attn") and hasattr(layer, "attn_drop") and not others
 
-
+# %% ../nbs/toolbox/inside.ipynb #a1b4d412
 def _is_huggingface(layer: nn.Module) -> bool:
     return _from(layer, "transformers") and hasattr(layer, "config") and hasattr(layer, "scaling")
 
-
+# %% ../nbs/toolbox/inside.ipynb #f94855a8
 def _is_vit_pytorch(layer: nn.Module) -> bool:
     return isinstance(getattr(layer, "attend", None), nn.Softmax)
 
@@ -137,7 +137,7 @@ FAMILIES = {  # library: (recognise a layer, ask it)
     "vit-pytorch": (_is_vit_pytorch, ask_vit_pytorch),
 }
 
-
+# %% ../nbs/toolbox/inside.ipynb #5aeb44db
 def attention_layers(
     model: nn.Module,
 ) -> list[tuple[nn.Module, Callable]]:  # (layer, way to ask it), in the model's order

@@ -33,6 +33,17 @@ def picture_address(
         picture.save(file, kind, quality=85)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
+# %% ../nbs/toolbox/interactive.ipynb #1d73dbd8
+_PAGE_META = (
+    '<meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+)
+_PAGE_STYLE = (
+    ":root { color-scheme: light dark } "
+    "body { font-family: system-ui, sans-serif; "
+    "margin: 1.5em auto; max-width: 60em; padding: 0 1em }"
+)
+
 # %% ../nbs/toolbox/interactive.ipynb #f27bf27b
 @dataclass
 class Interactive:
@@ -54,16 +65,16 @@ class Interactive:
             f"<body>{body}</body></html>\n"
         )
 
-# %% ../nbs/toolbox/interactive.ipynb #1d73dbd8
-_PAGE_META = (
-    '<meta charset="utf-8">'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">'
-)
-_PAGE_STYLE = (
-    ":root { color-scheme: light dark } "
-    "body { font-family: system-ui, sans-serif; "
-    "margin: 1.5em auto; max-width: 60em; padding: 0 1em }"
-)
+# %% ../nbs/toolbox/interactive.ipynb #f99f4072
+def _inside(data: dict, still, alt: str) -> str:
+    "What stands in the element: the still picture, and the data as JSON."
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    text = text.replace("<", "\\u003c")  # neither </script> nor <!-- can begin
+    image = (
+        f'<img src="{picture_address(still)}" alt="{html.escape(alt)}" '
+        'style="max-width: 100%; height: auto; background: #fff">'
+    )
+    return f'<figure>{image}</figure><script type="application/json">{text}</script>'
 
 # %% ../nbs/toolbox/interactive.ipynb #b15ccae8
 def embed(
@@ -81,17 +92,6 @@ def embed(
     element = f"<{tag}>{_inside(data, still, alt)}</{tag}>"
     return Interactive(f"<style>{style}</style>{element}<script>{script}</script>", title)
 
-
-def _inside(data: dict, still, alt: str) -> str:
-    "What stands in the element: the still picture, and the data as JSON."
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    text = text.replace("<", "\\u003c")  # neither </script> nor <!-- can begin
-    image = (
-        f'<img src="{picture_address(still)}" alt="{html.escape(alt)}" '
-        'style="max-width: 100%; height: auto; background: #fff">'
-    )
-    return f'<figure>{image}</figure><script type="application/json">{text}</script>'
-
 # %% ../nbs/toolbox/interactive.ipynb #0133fa07
 def to_bytes(
     attention: Tensor,  # (..., N, N), rows summing to 1
@@ -101,7 +101,7 @@ def to_bytes(
     share = weights / weights.amax(dim=-1, keepdim=True)
     return (255 * share.sqrt()).round().to(torch.uint8)
 
-
+# %% ../nbs/toolbox/interactive.ipynb #9e123a91
 def from_bytes(packed: Tensor) -> Tensor:  # float64, rows summing to 1
     "Weights again, as the page makes them."
     squares = packed.double().square()
@@ -115,12 +115,35 @@ def _image_address(image: Tensor) -> str:  # (C, H, W) in 0..1
     picture = to_pil_image(image.float().clamp(0, 1))
     return picture_address(picture, "png" if image.shape[-2] < 64 else "webp")
 
-
+# %% ../nbs/toolbox/interactive.ipynb #4f9245bb
 def _prefix_names(vit: nn.Module) -> list[str]:
     "What the tokens before the patches are called."
     n_class = int(vit.class_token is not None)
     registers = range(1, vit.num_prefix_tokens - n_class + 1)
     return ["class token"] * n_class + [f"register {k}" for k in registers]
+
+# %% ../nbs/toolbox/interactive.ipynb #28f0ed69
+def _answer_names(vit: nn.Module, outputs: int, classes: list[str] | None) -> list[str]:
+    "Names for the answers of the head as it is, perhaps a new one; none where there is no head."
+    said = 0 if isinstance(vit.head, nn.Identity) else outputs
+    classes = classes or list(map(str, range(said)))
+    if said and len(classes) != said:
+        raise ValueError(
+            f"classes has {len(classes)} names for {said} answers of the model: one each"
+        )
+    return classes if said else []
+
+# %% ../nbs/toolbox/interactive.ipynb #b9bb1270
+def _likeliest(probs: Tensor, classes: list[str], count: int) -> list[list]:  # (K,) -> pairs
+    "The likeliest answers' names and probabilities."
+    best = probs.topk(min(count, len(classes)))
+    return [[classes[c], round(float(p), 5)] for p, c in zip(best.values, best.indices)]
+
+# %% ../nbs/toolbox/interactive.ipynb #d5ee1db1
+def _zipped(packed: Tensor) -> str:
+    "Bytes, compressed, as text."
+    zipped = zlib.compress(packed.contiguous().numpy().tobytes(), 9)
+    return base64.b64encode(zipped).decode()
 
 # %% ../nbs/toolbox/interactive.ipynb #09fc6b7b
 @torch.no_grad()
@@ -149,28 +172,30 @@ def explorer_data(
     return {"grid": list(vit.grid), "size": list(images.shape[-2:]), "prefix": _prefix_names(vit),
             "layers": packed.shape[1], "heads": packed.shape[2], "pictures": pictures}
 
-# %% ../nbs/toolbox/interactive.ipynb #28f0ed69
-def _answer_names(vit: nn.Module, outputs: int, classes: list[str] | None) -> list[str]:
-    "Names for the answers of the head as it is, perhaps a new one; none where there is no head."
-    said = 0 if isinstance(vit.head, nn.Identity) else outputs
-    classes = classes or list(map(str, range(said)))
-    if said and len(classes) != said:
+# %% ../nbs/toolbox/interactive.ipynb #04ef6991
+def _check_explorable(model: nn.Module) -> None:
+    "`ValueError` where a model lacks what the explorer reads of a `ViT`."
+    vit = getattr(model, "vit", model)
+    needed = ("num_prefix_tokens", "grid", "pool", "class_token")  # timm's have some
+    if not all(hasattr(vit, name) for name in needed):
         raise ValueError(
-            f"classes has {len(classes)} names for {said} answers of the model: one each"
+            f"model={type(model).__name__} is no ViT: turn it into one by "
+            "from_timm, from_torchvision or from_huggingface (lesson 9)"
         )
-    return classes if said else []
 
+# %% ../nbs/toolbox/interactive.ipynb #dd39d1ed
+def _check_one_each(count: int, **lists: list | None) -> None:
+    "`ValueError` where a list that is given does not have one entry an image."
+    for what, given in lists.items():
+        if given is not None and len(given) != count:
+            raise ValueError(f"{what} has {len(given)} entries for {count} images: one each")
 
-def _likeliest(probs: Tensor, classes: list[str], count: int) -> list[list]:  # (K,) -> pairs
-    "The likeliest answers' names and probabilities."
-    best = probs.topk(min(count, len(classes)))
-    return [[classes[c], round(float(p), 5)] for p, c in zip(best.values, best.indices)]
+# %% ../nbs/toolbox/interactive.ipynb #6f631789
+def _close(figure) -> None:
+    "Forget a figure that has become a picture, so that a notebook does not show it as well."
+    import matplotlib.pyplot as plt
 
-
-def _zipped(packed: Tensor) -> str:
-    "Bytes, compressed, as text."
-    zipped = zlib.compress(packed.contiguous().numpy().tobytes(), 9)
-    return base64.b64encode(zipped).decode()
+    plt.close(figure)
 
 # %% ../nbs/toolbox/interactive.ipynb #e0fc9a93
 def attention_explorer(
@@ -197,30 +222,25 @@ def attention_explorer(
     _close(still)
     return explorer
 
-# %% ../nbs/toolbox/interactive.ipynb #04ef6991
-def _check_explorable(model: nn.Module) -> None:
-    "`ValueError` where a model lacks what the explorer reads of a `ViT`."
-    vit = getattr(model, "vit", model)
-    needed = ("num_prefix_tokens", "grid", "pool", "class_token")  # timm's have some
-    if not all(hasattr(vit, name) for name in needed):
-        raise ValueError(
-            f"model={type(model).__name__} is no ViT: turn it into one by "
-            "from_timm, from_torchvision or from_huggingface (lesson 9)"
-        )
+# %% ../nbs/toolbox/interactive.ipynb #f6d01a88
+def _small_figure(tag: str, data: dict, still, alt: str) -> Interactive:
+    "One of the small figures; its still picture is closed."
+    figure = embed("figures", data, still, alt, data["title"], tag=tag)
+    _close(still)
+    return figure
 
-
-def _check_one_each(count: int, **lists: list | None) -> None:
-    "`ValueError` where a list that is given does not have one entry an image."
-    for what, given in lists.items():
-        if given is not None and len(given) != count:
-            raise ValueError(f"{what} has {len(given)} entries for {count} images: one each")
-
-# %% ../nbs/toolbox/interactive.ipynb #6f631789
-def _close(figure) -> None:
-    "Forget a figure that has become a picture, so that a notebook does not show it as well."
+# %% ../nbs/toolbox/interactive.ipynb #3d07ae05
+def _two_waves(positions: int, speed: float):  # -> a matplotlib figure
+    "The still picture: sine and cosine against the position."
     import matplotlib.pyplot as plt
 
-    plt.close(figure)
+    places = torch.linspace(0, positions - 1, 300)
+    still, ax = plt.subplots(figsize=(7, 2.4), layout="constrained")
+    ax.plot(places, (places * speed).sin(), color="#0072b2", label="sin: column 2")
+    ax.plot(places, (places * speed).cos(), "--", color="#d55e00", label="cos: column 3")
+    ax.set(xlabel="position", ylabel="value", ylim=(-1.1, 1.7))  # room for the legend
+    ax.legend(loc="upper center", ncols=2)
+    return still
 
 # %% ../nbs/toolbox/interactive.ipynb #61dcf430
 def sinusoid_figure(
@@ -235,25 +255,20 @@ def sinusoid_figure(
            "with scripts, position and frequency can be moved.")
     return _small_figure("vit-sinusoid", data, still, alt)
 
-
-def _two_waves(positions: int, speed: float):  # -> a matplotlib figure
-    "The still picture: sine and cosine against the position."
+# %% ../nbs/toolbox/interactive.ipynb #833c86af
+def _under_grid(picture, patch_size: int):  # an image of Pillow's -> a matplotlib figure
+    "The still picture: the image under the lines between patches."
     import matplotlib.pyplot as plt
 
-    places = torch.linspace(0, positions - 1, 300)
-    still, ax = plt.subplots(figsize=(7, 2.4), layout="constrained")
-    ax.plot(places, (places * speed).sin(), color="#0072b2", label="sin: column 2")
-    ax.plot(places, (places * speed).cos(), "--", color="#d55e00", label="cos: column 3")
-    ax.set(xlabel="position", ylabel="value")
-    ax.legend(loc="upper right")
+    width, height = picture.size
+    still, ax = plt.subplots(figsize=(6, 6 * height / width), layout="constrained")
+    ax.imshow(picture)
+    ax.set(xticks=range(0, width, patch_size), xlabel="column of pixels")
+    ax.set(yticks=range(0, height, patch_size), ylabel="row of pixels")
+    ax.grid(color="white")
+    first = {"fill": False, "edgecolor": "#d55e00", "linewidth": 3, "zorder": 3}  # one patch
+    ax.add_patch(plt.Rectangle((-0.5, -0.5), patch_size, patch_size, **first))
     return still
-
-# %% ../nbs/toolbox/interactive.ipynb #f6d01a88
-def _small_figure(tag: str, data: dict, still, alt: str) -> Interactive:
-    "One of the small figures; its still picture is closed."
-    figure = embed("figures", data, still, alt, data["title"], tag=tag)
-    _close(still)
-    return figure
 
 # %% ../nbs/toolbox/interactive.ipynb #3cfc28fa
 def patches_figure(
@@ -279,17 +294,16 @@ def patches_figure(
            "with scripts, the patch size can be moved.")
     return _small_figure("vit-patches", data, _under_grid(picture, first), alt)
 
-# %% ../nbs/toolbox/interactive.ipynb #833c86af
-def _under_grid(picture, patch_size: int):  # an image of Pillow's -> a matplotlib figure
-    "The still picture: the image under the lines between patches."
+# %% ../nbs/toolbox/interactive.ipynb #ec650465
+def _scaled_or_not(scores: Tensor, d: int):  # (keys,), of a head of width d -> a matplotlib figure
+    "The still picture: attention weights without the scale, and with it."
     import matplotlib.pyplot as plt
 
-    width, height = picture.size
-    still, ax = plt.subplots(figsize=(6, 6 * height / width), layout="constrained")
-    ax.imshow(picture)
-    ax.set(xticks=range(0, width, patch_size), xlabel="column of pixels")
-    ax.set(yticks=range(0, height, patch_size), ylabel="row of pixels")
-    ax.grid(color="white")
+    still = plt.figure(figsize=(7, 2.4), layout="constrained")
+    ways = (("softmax(q·k)", 1, "#d55e00"), ("softmax(q·k / √d)", d**0.5, "#0072b2"))
+    for ax, (name, scale, colour) in zip(still.subplots(1, 2, sharey=True), ways):
+        ax.bar(range(1, len(scores) + 1), (scores / scale).softmax(0), color=colour)
+        ax.set(title=f"{name}, d = {d}", xlabel="key", ylabel="weight" if scale == 1 else "")
     return still
 
 # %% ../nbs/toolbox/interactive.ipynb #ef0a50f5
@@ -310,17 +324,23 @@ def softmax_figure(
            "key, with it spread out; with scripts, width and temperature can be moved.")
     return _small_figure("vit-softmax", data, still, alt)
 
-# %% ../nbs/toolbox/interactive.ipynb #ec650465
-def _scaled_or_not(scores: Tensor, d: int):  # (keys,), of a head of width d -> a matplotlib figure
-    "The still picture: attention weights without the scale, and with it."
-    import matplotlib.pyplot as plt
-
-    still = plt.figure(figsize=(7, 2.4), layout="constrained")
-    ways = (("softmax(q·k)", 1, "#d55e00"), ("softmax(q·k / √d)", d**0.5, "#0072b2"))
-    for ax, (name, scale, colour) in zip(still.subplots(1, 2, sharey=True), ways):
-        ax.bar(range(1, len(scores) + 1), (scores / scale).softmax(0), color=colour)
-        ax.set(title=f"{name}, d = {d}", xlabel="key", ylabel="weight" if scale == 1 else "")
-    return still
+# %% ../nbs/toolbox/interactive.ipynb #bdbea259
+def _explore_options(args: list[str]) -> argparse.Namespace:
+    "What the words after the command ask for."
+    parser = argparse.ArgumentParser(
+        prog="vit-course explore",
+        description="Write one self-contained page in which a model's attention can be explored.",
+    )
+    option = parser.add_argument
+    option("model", help="a .ckpt or .safetensors file, or a shipped model's name, such as fashion")
+    option("images", nargs="*", help=(
+        "image files; without any, bundled ones: "
+        "clothes for grey models of 28 x 28 pixels, a photograph for colour"
+    ))
+    option("-o", "--output", default="explorer.html", help=(
+        "the page to write; an existing file is not overwritten, the name gets a number"
+    ))
+    return parser.parse_args(args)
 
 # %% ../nbs/toolbox/interactive.ipynb #16d8a0c2
 def explore_command(args: list[str]) -> None:
@@ -341,21 +361,3 @@ def explore_command(args: list[str]) -> None:
     page = lambda ending: explorer.page().encode("utf-8")
     path = write_free(given.output, ".html", page, (".htm",))
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
-
-# %% ../nbs/toolbox/interactive.ipynb #bdbea259
-def _explore_options(args: list[str]) -> argparse.Namespace:
-    "What the words after the command ask for."
-    parser = argparse.ArgumentParser(
-        prog="vit-course explore",
-        description="Write one self-contained page in which a model's attention can be explored.",
-    )
-    option = parser.add_argument
-    option("model", help="a .ckpt or .safetensors file, or a shipped model's name, such as fashion")
-    option("images", nargs="*", help=(
-        "image files; without any, bundled ones: "
-        "clothes for grey models of 28 x 28 pixels, a photograph for colour"
-    ))
-    option("-o", "--output", default="explorer.html", help=(
-        "the page to write; an existing file is not overwritten, the name gets a number"
-    ))
-    return parser.parse_args(args)

@@ -28,7 +28,7 @@ class Weight:
     value: Tensor
     owner: str  # "Linear", "LayerNorm", ...; "" for one that somebody made by hand
 
-
+# %% ../nbs/toolbox/matching.ipynb #ab545b7c
 def _direct(module: nn.Module, name: str) -> list[Weight]:
     """The module's own parameters.
 
@@ -116,6 +116,12 @@ class Slot:
     fill: Callable[[Tensor], dict[str, Tensor]]  # canonical tensor -> part of the reference's state
     sizes: dict[str, int] = field(default_factory=dict)  # factors of the canonical tensor
 
+# %% ../nbs/toolbox/matching.ipynb #273953eb
+def _out(name, dim, sizes):
+    weight = Slot("out", (dim, dim), "Linear",
+                  lambda w: {f"{name}.weight": w.reshape(dim, dim)}, sizes)
+    return [weight, Slot("plain", (dim,), "Linear", lambda b: {f"{name}.bias": b})]
+
 # %% ../nbs/toolbox/matching.ipynb #c34cbbb9
 def _fused(module, name):
     dim, heads = module.proj.in_features, module.num_heads
@@ -126,12 +132,6 @@ def _fused(module, name):
         slots += [Slot("in_bias", (3 * dim,), "Linear",
                        lambda b: {f"{name}qkv.bias": b.reshape(-1)}, sizes)]
     return slots + _out(f"{name}proj", dim, sizes)
-
-
-def _out(name, dim, sizes):
-    weight = Slot("out", (dim, dim), "Linear",
-                  lambda w: {f"{name}.weight": w.reshape(dim, dim)}, sizes)
-    return [weight, Slot("plain", (dim,), "Linear", lambda b: {f"{name}.bias": b})]
 
 # %% ../nbs/toolbox/matching.ipynb #459bd690
 def _listed(module, name):
@@ -207,7 +207,7 @@ LAYOUTS = {"LinearStem": _patchwise, "MultiHeadAttention": _fused,
            "MultiHeadSelfAttention": _listed, "AttentionHead": _single,
            "HeadwiseAttention": _headwise, "CrossAttention": _crossed}
 
-
+# %% ../nbs/toolbox/matching.ipynb #2ac0e6ed
 def _layout_of(module):
     "The layout of one of the course's attention layers, if its parts are as expected."
     layout = LAYOUTS.get(type(module).__name__)
@@ -215,6 +215,13 @@ def _layout_of(module):
         return layout and layout(module, "") and layout
     except (AttributeError, ValueError, IndexError):
         return None
+
+# %% ../nbs/toolbox/matching.ipynb #e6072033
+def _layers_of(reference: nn.Module) -> dict[str, nn.Module]:
+    "Attention layers by the beginning of their weights' names; one inside another one is left out."
+    layers = {f"{n}." if n else "": m for n, m in reference.named_modules() if _layout_of(m)}
+    inside = {n for n in layers if any(n != o and n.startswith(o) for o in layers)}
+    return {n: m for n, m in layers.items() if n not in inside}
 
 # %% ../nbs/toolbox/matching.ipynb #33163484
 def slots_of(
@@ -233,17 +240,10 @@ def slots_of(
             slots += _layout_of(layers[layer])(layers[layer], layer)
     return slots
 
-# %% ../nbs/toolbox/matching.ipynb #e6072033
-def _layers_of(reference: nn.Module) -> dict[str, nn.Module]:
-    "Attention layers by the beginning of their weights' names; one inside another one is left out."
-    layers = {f"{n}." if n else "": m for n, m in reference.named_modules() if _layout_of(m)}
-    inside = {n for n in layers if any(n != o and n.startswith(o) for o in layers)}
-    return {n: m for n, m in layers.items() if n not in inside}
-
 # %% ../nbs/toolbox/matching.ipynb #cb69d7f6
 _OUTWARD = re.compile(r"(^|\.)(w?_?o|.*out.*|proj|[co]_proj)(\.weight|\.bias)?$")
 
-
+# %% ../nbs/toolbox/matching.ipynb #ec0da91f
 def _first(pool: list[Weight], count: int, like: Slot) -> Weight | None:
     "The first weight with so many numbers; norms for norms, and matrices for matrices, go first."
     fitting = [w for w in pool if w.value.numel() == count]
@@ -256,15 +256,6 @@ def _first(pool: list[Weight], count: int, like: Slot) -> Weight | None:
 
     return min(fitting, key=strangeness, default=None)
 
-# %% ../nbs/toolbox/matching.ipynb #bd2f03d0
-def _group(pool: list[Weight], slot: Slot) -> list[Weight] | None:
-    "Weights that fill a slot of an attention layer together."
-    for split in _splits(slot):
-        found = _taken(pool, split, slot)
-        if found is not None:
-            return found
-    return None
-
 # %% ../nbs/toolbox/matching.ipynb #47ff09ea
 def _splits(slot: Slot) -> list[list[int]]:
     "How many numbers each weight may have, for each way to cut an attention layer."
@@ -276,7 +267,7 @@ def _splits(slot: Slot) -> list[list[int]]:
         splits += [one * 3, one + two, two + one]
     return splits + [[total // heads] * heads]
 
-
+# %% ../nbs/toolbox/matching.ipynb #f0ea7c4c
 def _taken(pool: list[Weight], split: list[int], slot: Slot) -> list[Weight] | None:
     "Weights of so many numbers each; None if there is none for one of them."
     left, found = list(pool), []
@@ -288,31 +279,14 @@ def _taken(pool: list[Weight], split: list[int], slot: Slot) -> list[Weight] | N
         found.append(weight)
     return found
 
-# %% ../nbs/toolbox/matching.ipynb #1514b28a
-def assign(
-    slots: list[Slot],
-    weights: list[Weight],
-) -> list[tuple[Slot, list[Weight]]] | None:  # None: some slot stays empty
-    "The weights of each slot."
-    pool, pairs, before = list(weights), [], []
-    for slot in slots:
-        group = _filling(slot, pool, before)
-        if group is None:
-            return None
-        pool = [w for w in pool if all(w is not g for g in group)]
-        pairs.append((slot, group))
-        before = group
-    return pairs
-
-# %% ../nbs/toolbox/matching.ipynb #5dcfa9e1
-def _filling(slot: Slot, pool: list[Weight], before: list[Weight]) -> list[Weight] | None:
-    "The weights of one slot; those before it were just read."
-    if slot.kind == "plain":
-        weight = _first(_biases_of(before, pool, slot) or pool, math.prod(slot.shape), slot)
-        return None if weight is None else [weight]
-    if slot.kind == "in_bias":
-        return _padded(before, pool) or _group(pool, slot) or []  # no bias is a bias of 0
-    return _group(pool, slot)
+# %% ../nbs/toolbox/matching.ipynb #bd2f03d0
+def _group(pool: list[Weight], slot: Slot) -> list[Weight] | None:
+    "Weights that fill a slot of an attention layer together."
+    for split in _splits(slot):
+        found = _taken(pool, split, slot)
+        if found is not None:
+            return found
+    return None
 
 # %% ../nbs/toolbox/matching.ipynb #373e8f9d
 def _biases_of(group: list[Weight], pool: list[Weight], slot: Slot) -> list[Weight]:
@@ -337,6 +311,32 @@ def _padded(group: list[Weight], pool: list[Weight]) -> list[Weight] | None:
     return [own.get(n) or Weight(n, w.value.new_zeros(w.value.shape[0]), w.owner)
             for n, w in zip(names, group)]
 
+# %% ../nbs/toolbox/matching.ipynb #5dcfa9e1
+def _filling(slot: Slot, pool: list[Weight], before: list[Weight]) -> list[Weight] | None:
+    "The weights of one slot; those before it were just read."
+    if slot.kind == "plain":
+        weight = _first(_biases_of(before, pool, slot) or pool, math.prod(slot.shape), slot)
+        return None if weight is None else [weight]
+    if slot.kind == "in_bias":
+        return _padded(before, pool) or _group(pool, slot) or []  # no bias is a bias of 0
+    return _group(pool, slot)
+
+# %% ../nbs/toolbox/matching.ipynb #1514b28a
+def assign(
+    slots: list[Slot],
+    weights: list[Weight],
+) -> list[tuple[Slot, list[Weight]]] | None:  # None: some slot stays empty
+    "The weights of each slot."
+    pool, pairs, before = list(weights), [], []
+    for slot in slots:
+        group = _filling(slot, pool, before)
+        if group is None:
+            return None
+        pool = [w for w in pool if all(w is not g for g in group)]
+        pairs.append((slot, group))
+        before = group
+    return pairs
+
 # %% ../nbs/toolbox/matching.ipynb #40097373
 def _stacked(group: list[Weight]) -> list[Weight]:
     "Weights of numbered siblings (heads.0.q, heads.1.q, ...) as one tensor with a leading axis."
@@ -348,30 +348,11 @@ def _stacked(group: list[Weight]) -> list[Weight]:
     return [Weight(n, torch.stack([w.value for w in ws]), ws[0].owner) for n, ws in families.items()
             if len({w.value.shape for w in ws}) == 1]
 
-# %% ../nbs/toolbox/matching.ipynb #32a38439
-def _attention_readings(group: list[Weight], slot: Slot) -> list[tuple]:
-    "(how, canonical tensor) of a slot of an attention layer; how is comparable between layers."
-    wanted = {"in": "t h d D", "in_bias": "t h d", "out": "D h d"}[slot.kind]
-    sizes = {s: slot.sizes[s] for s in wanted.split()}
-    if not group:
-        return [(("none",), torch.zeros([sizes[s] for s in wanted.split()]))]
-    group = _stacked(group)
-    if len(group) == 1:
-        found = _joint(group[0], sizes, wanted)
-    else:
-        found = list(_separate(group, sizes, wanted))
-    if slot.kind == "in_bias":  # only a key may lack its bias: there it changes nothing
-        found = [(how, v) for how, v in found if bool(v[[0, 2]].any(dim=-1).all())]
-    return found
-
-# %% ../nbs/toolbox/matching.ipynb #4ec5d5a5
-def _joint(weight: Weight, sizes: dict[str, int], wanted: str) -> list[tuple]:
-    "Readings of one tensor that holds all; query, key and value may come in any order."
-    read = [(o, refactor(weight.value, o, sizes, wanted)) for o in _orders(weight, sizes, wanted)]
-    if "t" not in sizes:
-        return [((None, o), v) for o, v in read]
-    perms = itertools.permutations(range(3))
-    return [((perm, o), v[list(perm)]) for perm in perms for o, v in read]
+# %% ../nbs/toolbox/matching.ipynb #88be4230
+def _unusual(order, wanted):
+    "0 for the usual order of factors, more for rarer ones."
+    usual = wanted.split()
+    return sum(abs(usual.index(s) - i) for i, s in enumerate(order))
 
 # %% ../nbs/toolbox/matching.ipynb #af128ee9
 def _orders(weight: Weight, sizes: dict[str, int], wanted: str) -> list[tuple[str, ...]]:
@@ -384,24 +365,14 @@ def _orders(weight: Weight, sizes: dict[str, int], wanted: str) -> list[tuple[st
             orders = [o for o in orders if o[:1] == ("D",)]
     return sorted(orders, key=lambda o: _unusual(o, wanted))
 
-# %% ../nbs/toolbox/matching.ipynb #88be4230
-def _unusual(order, wanted):
-    "0 for the usual order of factors, more for rarer ones."
-    usual = wanted.split()
-    return sum(abs(usual.index(s) - i) for i, s in enumerate(order))
-
-# %% ../nbs/toolbox/matching.ipynb #a02e0ae1
-def _separate(group: list[Weight], sizes: dict[str, int], wanted: str) -> Iterator[tuple]:
-    "Readings of two or three tensors that hold query, key and value."
-    part = {s: n for s, n in sizes.items() if s != "t"}
-    shapes = [_one_of_several(weight, part, wanted) for weight in group]
-    joined = zip(*shapes)
-    if len(group) < 3:
-        joined = [r for r in itertools.product(*shapes) if _one_layout([o for o, _ in r])]
-    for reading in joined:
-        value = torch.cat([v for _, v in reading])
-        for perm in _likely_orders(group):
-            yield (perm, *[o for o, _ in reading]), value[list(perm)]
+# %% ../nbs/toolbox/matching.ipynb #4ec5d5a5
+def _joint(weight: Weight, sizes: dict[str, int], wanted: str) -> list[tuple]:
+    "Readings of one tensor that holds all; query, key and value may come in any order."
+    read = [(o, refactor(weight.value, o, sizes, wanted)) for o in _orders(weight, sizes, wanted)]
+    if "t" not in sizes:
+        return [((None, o), v) for o, v in read]
+    perms = itertools.permutations(range(3))
+    return [((perm, o), v[list(perm)]) for perm in perms for o, v in read]
 
 # %% ../nbs/toolbox/matching.ipynb #57f6444e
 def _one_of_several(weight: Weight, part: dict[str, int], wanted: str) -> list[tuple]:
@@ -429,6 +400,35 @@ def _likely_orders(group: list[Weight]) -> list[tuple[int, ...]]:
 
     return sorted(perms, key=disagreement) if len(group) == 3 else perms
 
+# %% ../nbs/toolbox/matching.ipynb #a02e0ae1
+def _separate(group: list[Weight], sizes: dict[str, int], wanted: str) -> Iterator[tuple]:
+    "Readings of two or three tensors that hold query, key and value."
+    part = {s: n for s, n in sizes.items() if s != "t"}
+    shapes = [_one_of_several(weight, part, wanted) for weight in group]
+    joined = zip(*shapes)
+    if len(group) < 3:
+        joined = [r for r in itertools.product(*shapes) if _one_layout([o for o, _ in r])]
+    for reading in joined:
+        value = torch.cat([v for _, v in reading])
+        for perm in _likely_orders(group):
+            yield (perm, *[o for o, _ in reading]), value[list(perm)]
+
+# %% ../nbs/toolbox/matching.ipynb #32a38439
+def _attention_readings(group: list[Weight], slot: Slot) -> list[tuple]:
+    "(how, canonical tensor) of a slot of an attention layer; how is comparable between layers."
+    wanted = {"in": "t h d D", "in_bias": "t h d", "out": "D h d"}[slot.kind]
+    sizes = {s: slot.sizes[s] for s in wanted.split()}
+    if not group:
+        return [(("none",), torch.zeros([sizes[s] for s in wanted.split()]))]
+    group = _stacked(group)
+    if len(group) == 1:
+        found = _joint(group[0], sizes, wanted)
+    else:
+        found = list(_separate(group, sizes, wanted))
+    if slot.kind == "in_bias":  # only a key may lack its bias: there it changes nothing
+        found = [(how, v) for how, v in found if bool(v[[0, 2]].any(dim=-1).all())]
+    return found
+
 # %% ../nbs/toolbox/matching.ipynb #2ef01114
 def _plain_readings(value: Tensor, slot: Slot, owner: str) -> list[tuple]:
     "(how, tensor of the slot's shape)."
@@ -447,6 +447,67 @@ def _plain_readings(value: Tensor, slot: Slot, owner: str) -> list[tuple]:
         return [("reshaped", value.reshape(shape))]
     orders = list(factorings(tuple(value.shape), names))
     return [(o, refactor(value, o, names, " ".join(names))) for o in orders]
+
+# %% ../nbs/toolbox/matching.ipynb #a9341346
+def _both_orders(used: list[Weight], names: list[str]) -> list[list[Weight]]:
+    "Weights in the order of use, and in that of their definition if it is another one."
+    by_name = {w.name: w for w in used}
+    defined = [by_name[n] for n in names if n in by_name]
+    return [used] + [defined] * ([w.name for w in defined] != [w.name for w in used])
+
+# %% ../nbs/toolbox/matching.ipynb #f53a5288
+def _kind_key(slot: Slot, group: list[Weight]):
+    "Slots with the same key are read in the same way."
+    shapes = tuple(tuple(w.value.shape) for w in group)
+    return slot.kind, slot.shape, shapes, tuple(w.owner for w in group)
+
+# %% ../nbs/toolbox/matching.ipynb #3a61683d
+def _readings_of(slot: Slot, group: list[Weight]) -> dict:
+    "Readings of a slot's weights, by how they are read."
+    if slot.kind == "plain":
+        return dict(_plain_readings(group[0].value, slot, group[0].owner))
+    return dict(_attention_readings(group, slot))
+
+# %% ../nbs/toolbox/matching.ipynb #b04bd614
+def _state(options: list[tuple], how: dict) -> dict[str, Tensor] | None:
+    "The reference's state from one reading for each kind of slot; None where a slot lacks it."
+    state = {}
+    for key, slot, found in options:
+        if how[key] not in found:
+            return None
+        state |= slot.fill(found[how[key]])
+    return {n: v.contiguous() for n, v in state.items()}
+
+# %% ../nbs/toolbox/matching.ipynb #71c5896a
+def _consistent(how: dict, choices: dict) -> bool:
+    """Whether a bias is cut like the weight it belongs to.
+
+    It must be in the same order, too, unless the names say otherwise.
+    """
+    keys = {key[0]: key for key in how if key[0] != "plain"}
+    if "in" not in keys or "in_bias" not in keys or how[keys["in_bias"]] == ("none",):
+        return True
+    weight, bias = how[keys["in"]], how[keys["in_bias"]]
+    named = all(how[keys[k]][0] == choices[keys[k]][0][0] for k in ("in", "in_bias"))
+    if len(weight) == len(bias) and weight[0] != bias[0] and not named:
+        return False
+    if any(len(o) == len(shape) for o, shape in zip(weight[1:], keys["in"][2])):
+        return True  # each factor has an axis of its own: nothing to guess
+    cuts = [[s for s in order[-1] if s in "thd"] for order in (weight, bias)]
+    return cuts[0] == cuts[1] or len(weight) != len(bias)
+
+# %% ../nbs/toolbox/matching.ipynb #17c43afa
+def _combinations(pairs) -> Iterator[dict[str, Tensor]]:
+    "Every combination of readings in which equal kinds of slots are read in the same way."
+    options = [(_kind_key(slot, group), slot, _readings_of(slot, group)) for slot, group in pairs]
+    choices = {}
+    for key, _, found in options:
+        choices.setdefault(key, list(found))
+    for combination in itertools.product(*choices.values()):
+        how = dict(zip(choices, combination))
+        state = _state(options, how) if _consistent(how, choices) else None
+        if state is not None:
+            yield state
 
 # %% ../nbs/toolbox/matching.ipynb #34c57309
 def readings(
@@ -467,67 +528,6 @@ def readings(
         pairs = assign(slots, weights)
         if pairs is not None:
             yield from itertools.islice(_combinations(pairs), limit)
-
-# %% ../nbs/toolbox/matching.ipynb #a9341346
-def _both_orders(used: list[Weight], names: list[str]) -> list[list[Weight]]:
-    "Weights in the order of use, and in that of their definition if it is another one."
-    by_name = {w.name: w for w in used}
-    defined = [by_name[n] for n in names if n in by_name]
-    return [used] + [defined] * ([w.name for w in defined] != [w.name for w in used])
-
-# %% ../nbs/toolbox/matching.ipynb #17c43afa
-def _combinations(pairs) -> Iterator[dict[str, Tensor]]:
-    "Every combination of readings in which equal kinds of slots are read in the same way."
-    options = [(_kind_key(slot, group), slot, _readings_of(slot, group)) for slot, group in pairs]
-    choices = {}
-    for key, _, found in options:
-        choices.setdefault(key, list(found))
-    for combination in itertools.product(*choices.values()):
-        how = dict(zip(choices, combination))
-        state = _state(options, how) if _consistent(how, choices) else None
-        if state is not None:
-            yield state
-
-# %% ../nbs/toolbox/matching.ipynb #3a61683d
-def _readings_of(slot: Slot, group: list[Weight]) -> dict:
-    "Readings of a slot's weights, by how they are read."
-    if slot.kind == "plain":
-        return dict(_plain_readings(group[0].value, slot, group[0].owner))
-    return dict(_attention_readings(group, slot))
-
-
-def _state(options: list[tuple], how: dict) -> dict[str, Tensor] | None:
-    "The reference's state from one reading for each kind of slot; None where a slot lacks it."
-    state = {}
-    for key, slot, found in options:
-        if how[key] not in found:
-            return None
-        state |= slot.fill(found[how[key]])
-    return {n: v.contiguous() for n, v in state.items()}
-
-# %% ../nbs/toolbox/matching.ipynb #f53a5288
-def _kind_key(slot: Slot, group: list[Weight]):
-    "Slots with the same key are read in the same way."
-    shapes = tuple(tuple(w.value.shape) for w in group)
-    return slot.kind, slot.shape, shapes, tuple(w.owner for w in group)
-
-# %% ../nbs/toolbox/matching.ipynb #71c5896a
-def _consistent(how: dict, choices: dict) -> bool:
-    """Whether a bias is cut like the weight it belongs to.
-
-    It must be in the same order, too, unless the names say otherwise.
-    """
-    keys = {key[0]: key for key in how if key[0] != "plain"}
-    if "in" not in keys or "in_bias" not in keys or how[keys["in_bias"]] == ("none",):
-        return True
-    weight, bias = how[keys["in"]], how[keys["in_bias"]]
-    named = all(how[keys[k]][0] == choices[keys[k]][0][0] for k in ("in", "in_bias"))
-    if len(weight) == len(bias) and weight[0] != bias[0] and not named:
-        return False
-    if any(len(o) == len(shape) for o, shape in zip(weight[1:], keys["in"][2])):
-        return True  # each factor has an axis of its own: nothing to guess
-    cuts = [[s for s in order[-1] if s in "thd"] for order in (weight, bias)]
-    return cuts[0] == cuts[1] or len(weight) != len(bias)
 
 # %% ../nbs/toolbox/matching.ipynb #27160fe3
 class _Called(nn.Module):

@@ -60,6 +60,13 @@ def orthogonalize(
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
     return x.mT if tall else x
 
+# %% ../nbs/toolbox/optimizers.ipynb #d8e30be8
+def _seconds(work) -> float:
+    "How long `work()` takes."
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
 # %% ../nbs/toolbox/optimizers.ipynb #f9a5fc10
 @cache
 def bf16_speedup(
@@ -87,13 +94,6 @@ def bf16_is_faster(
     "Whether this processor is clearly faster in bfloat16 than in 32 bits: the rule for a format."
     return bf16_speedup(size) > gain
 
-
-def _seconds(work) -> float:
-    "How long `work()` takes."
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
 # %% ../nbs/toolbox/optimizers.ipynb #6a800954
 def _by_shape(params) -> list[list[nn.Parameter]]:
     "Parameters that have a gradient, those of one shape together."
@@ -103,7 +103,7 @@ def _by_shape(params) -> list[list[nn.Parameter]]:
             shapes[p.shape, p.device, p.dtype].append(p)
     return list(shapes.values())
 
-
+# %% ../nbs/toolbox/optimizers.ipynb #313c03c3
 def _average(p: nn.Parameter, state: dict, momentum: float) -> Tensor:
     "The gradient's running average as the next step will find it (Nesterov's look ahead)."
     if "momentum_buffer" not in state:
@@ -117,7 +117,7 @@ def _move(params, directions: Tensor, lr: float, weight_decay: float):
     for p, direction in zip(params, directions):
         p.mul_(1 - lr * weight_decay).sub_(direction, alpha=size)
 
-
+# %% ../nbs/toolbox/optimizers.ipynb #720bc179
 def _fast_dtype(x: Tensor) -> torch.dtype:
     "bfloat16 where a graphics card has units for it, or the CPU is clearly faster; else 32 bits."
     if x.is_cuda:
@@ -159,6 +159,13 @@ class Muon(Optimizer):
                 _move(same, directions, group["lr"], group["weight_decay"])
         return loss
 
+# %% ../nbs/toolbox/optimizers.ipynb #cb65f2e4
+def _share(whole: Optimizer, muon: Optimizer, adam: Optimizer) -> None:
+    "Both parts work on the whole optimizer's groups and state."
+    cut = len(muon.param_groups)
+    muon.param_groups, adam.param_groups = whole.param_groups[:cut], whole.param_groups[cut:]
+    muon.state = adam.state = whole.state
+
 # %% ../nbs/toolbox/optimizers.ipynb #13e09cb1
 class MuonAdamW(Optimizer):
     "Muon for some matrices and AdamW for all other parameters, as one optimizer."
@@ -187,13 +194,6 @@ class MuonAdamW(Optimizer):
             part.step()
         return loss
 
-# %% ../nbs/toolbox/optimizers.ipynb #cb65f2e4
-def _share(whole: Optimizer, muon: Optimizer, adam: Optimizer) -> None:
-    "Both parts work on the whole optimizer's groups and state."
-    cut = len(muon.param_groups)
-    muon.param_groups, adam.param_groups = whole.param_groups[:cut], whole.param_groups[cut:]
-    muon.state = adam.state = whole.state
-
 # %% ../nbs/toolbox/optimizers.ipynb #bf8c10b8
 def hidden_matrices(
     model: nn.Module,
@@ -203,6 +203,15 @@ def hidden_matrices(
         n: p for n, p in model.named_parameters()
         if ".blocks." in f".{n}" and n.endswith("weight") and p.ndim == 2
     }
+
+# %% ../nbs/toolbox/optimizers.ipynb #9e6faf4c
+def _without(taken: list[nn.Parameter], groups: list[dict]) -> list[dict]:
+    "Parameter groups without the parameters that are taken; a group of which none is left goes."
+    ids, rest = {id(p) for p in taken}, []
+    for group in groups:
+        if left := [p for p in group["params"] if id(p) not in ids]:
+            rest.append(group | {"params": left})
+    return rest
 
 # %% ../nbs/toolbox/optimizers.ipynb #955fde4d
 def make_optimizer(
@@ -225,15 +234,6 @@ def make_optimizer(
             "and this one has no matrix in blocks that is trained: use 'adamw'"
         )
     return MuonAdamW(matrices, _without(matrices, groups), lr, betas, weight_decay)
-
-# %% ../nbs/toolbox/optimizers.ipynb #9e6faf4c
-def _without(taken: list[nn.Parameter], groups: list[dict]) -> list[dict]:
-    "Parameter groups without the parameters that are taken; a group of which none is left goes."
-    ids, rest = {id(p) for p in taken}, []
-    for group in groups:
-        if left := [p for p in group["params"] if id(p) not in ids]:
-            rest.append(group | {"params": left})
-    return rest
 
 # %% ../nbs/toolbox/optimizers.ipynb #35cba563
 def time_share(

@@ -924,7 +924,7 @@ def recipe_curves(
     marks: tuple = (),  # steps to mark by a vertical line
 ) -> plt.Figure:
     "Loss and accuracy over the steps of a run, on training batches and validation images."
-    fig, axes = plt.subplots(1, 2, figsize=(8, 2.7))
+    fig, axes = plt.subplots(1, 2, figsize=(8, 3.0))
     for ax, kind, blind in zip(axes, ("loss", "accuracy"), (-math.log(chance), chance)):
         for split, marker in (("train", "."), ("valid", "s")):
             rows = log[log["split"] == split]
@@ -933,7 +933,8 @@ def recipe_curves(
         for step in marks:
             ax.axvline(step, color="0.75", zorder=0)
         ax.set(xlabel="step", ylabel=kind)
-    axes[0].legend(frameon=False)
+    names = axes[0].get_legend_handles_labels()
+    fig.legend(*names, loc="outside lower center", ncols=3, frameon=False)
     fig.suptitle(title)
     return fig
 
@@ -1290,6 +1291,6 @@ def _size_legend(fig, axes, widths, depths):
     shown += [(mark(n), f"depth {d}") for n, d in enumerate(depths)]
     fig.legend(*zip(*shown), loc="outside right center", frameon=False, fontsize=8)
     low, high = axes[0, 0].get_xlim()
-    ticks = [t for t in (50 * 2.0**n for n in range(-20, 40)) if low <= t <= high] or [low, high]
+    ticks = [t for t in (125 * 2.0**n for n in range(-20, 40)) if low <= t <= high] or [low, high]
     axes[0, 0].minorticks_off()
     axes[0, 0].set_xticks(ticks, [f"{t:.4g}" for t in ticks])

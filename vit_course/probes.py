@@ -29,7 +29,7 @@ from torch import Tensor, nn
 class TookTooLong(BaseException):
     "The time given to a stranger's code is over; no `except Exception` catches it."
 
-
+# %% ../nbs/toolbox/probes.ipynb #e35123b1
 class _Nowhere(io.TextIOBase):
     "A file that forgets."
 
@@ -41,7 +41,7 @@ def _has_alarms() -> bool:
     "Signals end a run in the main thread alone, and Windows has none."
     return hasattr(signal, "SIGALRM") and threading.current_thread() is threading.main_thread()
 
-
+# %% ../nbs/toolbox/probes.ipynb #05aeeead
 def _stopper(seconds: float):
     "What a signal calls: it ends the run and says which time is over."
 
@@ -135,7 +135,16 @@ def untouched_world(
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 3e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3,
              torch.complex128: 1e-6, torch.complex64: 3e-5}
 
+# %% ../nbs/toolbox/probes.ipynb #042548ab
+def _close(a: Tensor, b: Tensor) -> bool:
+    if a.dtype not in TOLERANCE:
+        return torch.equal(a, b)
+    a, b = a.detach(), b.detach()
+    finite = b[b.isfinite()]
+    size = max(1e-3, finite.abs().max().item()) if finite.numel() else 1.0
+    return torch.allclose(a, b, rtol=0, atol=TOLERANCE[a.dtype] * size, equal_nan=True)
 
+# %% ../nbs/toolbox/probes.ipynb #47334c7b
 def _as_tensor(value):
     "Arrays and numbers as tensors; anything else as it is."
     if isinstance(value, nn.Module):
@@ -169,15 +178,6 @@ def alike(
         return isclose(*numbers, rel_tol=1e-5, abs_tol=1e-6)
     return type(a) is type(b) and bool(a == b)
 
-# %% ../nbs/toolbox/probes.ipynb #042548ab
-def _close(a: Tensor, b: Tensor) -> bool:
-    if a.dtype not in TOLERANCE:
-        return torch.equal(a, b)
-    a, b = a.detach(), b.detach()
-    finite = b[b.isfinite()]
-    size = max(1e-3, finite.abs().max().item()) if finite.numel() else 1.0
-    return torch.allclose(a, b, rtol=0, atol=TOLERANCE[a.dtype] * size, equal_nan=True)
-
 # %% ../nbs/toolbox/probes.ipynb #a60e7487
 @dataclass
 class Seen:
@@ -208,12 +208,12 @@ def _outline(tree):
         return [_outline(x) for x in tree]
     return tree if isinstance(tree, (Number, str)) else None
 
-
+# %% ../nbs/toolbox/probes.ipynb #f94a1a54
 def _equal(a: Tensor, b: Tensor) -> bool:
     "The same shape and numbers; what is no number equals its like."
     return a.shape == b.shape and bool(torch.isclose(a, b, rtol=0, atol=0, equal_nan=True).all())
 
-
+# %% ../nbs/toolbox/probes.ipynb #b4bb94a8
 def _changed(tree, kept: list[Tensor], outline) -> bool:
     "Whether a nest differs from its earlier outline and copies of its tensors."
     if _outline(tree) != outline:
@@ -228,6 +228,17 @@ def _inputs(tree, grads: bool):
         if grads and tensor.is_floating_point():
             tensor.requires_grad_(True)
     return tree
+
+# %% ../nbs/toolbox/probes.ipynb #bc5c7166
+def _gradients(value, inputs: list[Tensor]) -> list | None:
+    "Of a weighted sum of all results, for each float input; None where nothing flows."
+    outputs = [t for t in _tensors(value) if t.requires_grad]
+    inputs = [t for t in inputs if t.requires_grad and t.is_leaf]
+    if not outputs or not inputs:
+        return [None] * len(inputs)
+    ramps = [torch.linspace(0.5, 1.5, t.numel(), dtype=t.dtype).view(t.shape) for t in outputs]
+    total = sum((t * ramp.cos()).sum() for t, ramp in zip(outputs, ramps))
+    return list(torch.autograd.grad(total, inputs, allow_unused=True))
 
 # %% ../nbs/toolbox/probes.ipynb #1b315738
 @torch.enable_grad()  # an earlier call may have switched it off
@@ -254,17 +265,6 @@ def watch(
             seen.error = error
     return seen
 
-# %% ../nbs/toolbox/probes.ipynb #bc5c7166
-def _gradients(value, inputs: list[Tensor]) -> list | None:
-    "Of a weighted sum of all results, for each float input; None where nothing flows."
-    outputs = [t for t in _tensors(value) if t.requires_grad]
-    inputs = [t for t in inputs if t.requires_grad and t.is_leaf]
-    if not outputs or not inputs:
-        return [None] * len(inputs)
-    ramps = [torch.linspace(0.5, 1.5, t.numel(), dtype=t.dtype).view(t.shape) for t in outputs]
-    total = sum((t * ramp.cos()).sum() for t, ramp in zip(outputs, ramps))
-    return list(torch.autograd.grad(total, inputs, allow_unused=True))
-
 # %% ../nbs/toolbox/probes.ipynb #47930ffc
 def by_chance(
     value,  # outputs whose first axis is the sample's
@@ -278,16 +278,10 @@ def by_chance(
         found.append(torch.stack([x.mean(0), x.std(0), zeros, mixed.std().expand(x.shape[1])]))
     return found
 
-# %% ../nbs/toolbox/probes.ipynb #24952079
-def alike_by_chance(
-    a,  # from `by_chance`
-    b,
-    samples: int,  # how many there were
-) -> bool:
-    "Statistics that chance explains."
-    if len(a) != len(b) or any(x.shape != y.shape for x, y in zip(a, b)):
-        return False
-    return all(_explained(x, y, samples) for x, y in zip(a, b))
+# %% ../nbs/toolbox/probes.ipynb #f2a2b44d
+def _typical(x: Tensor) -> Tensor:
+    "The typical deviation of all outputs."
+    return x[1].square().mean().sqrt()
 
 # %% ../nbs/toolbox/probes.ipynb #2f4bd200
 def _explained(x: Tensor, y: Tensor, samples: int) -> bool:
@@ -301,7 +295,13 @@ def _explained(x: Tensor, y: Tensor, samples: int) -> bool:
     mixed = (x[3] - y[3]).abs() <= 0.12 * torch.maximum(x[3], y[3]) + 1e-4 * size
     return bool(mean.all() and deviation.all() and zeros.all() and overall and mixed.all())
 
-
-def _typical(x: Tensor) -> Tensor:
-    "The typical deviation of all outputs."
-    return x[1].square().mean().sqrt()
+# %% ../nbs/toolbox/probes.ipynb #24952079
+def alike_by_chance(
+    a,  # from `by_chance`
+    b,
+    samples: int,  # how many there were
+) -> bool:
+    "Statistics that chance explains."
+    if len(a) != len(b) or any(x.shape != y.shape for x, y in zip(a, b)):
+        return False
+    return all(_explained(x, y, samples) for x, y in zip(a, b))

@@ -65,6 +65,29 @@ def _is_weights_file(path: Path) -> bool:
         raise ValueError(f"source={str(path)!r} holds JAX arrays: use from_jax")
     return path.is_file()
 
+# %% ../nbs/toolbox/sources.ipynb #5f92be24
+def _unwrapped(model: nn.Module) -> nn.Module:
+    "A model out of what torch.compile and DataParallel put around it."
+    model = getattr(model, "_orig_mod", model)
+    return model.module if isinstance(model, nn.DataParallel) else model
+
+# %% ../nbs/toolbox/sources.ipynb #181abda4
+def _kept_in(found: dict) -> dict | None:
+    "The dict that training scripts wrap in another one, where `found` is such a wrapping."
+    kept = (found.get(key) for key in ("state_dict", "model"))
+    return next((part for part in kept if isinstance(part, dict)), None)
+
+# %% ../nbs/toolbox/sources.ipynb #8769df91
+def _plain_state(found, given: str) -> dict[str, Tensor]:
+    "A state dict under the names that a plain model has; `ValueError` where it is none."
+    is_state = isinstance(found, dict) and all(isinstance(v, Tensor) for v in found.values())
+    if not is_state or not found:
+        raise ValueError(
+            f"source={given} holds no weights by name: "
+            "give a model, a state dict, a file of one, or a published name"
+        )
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in found.items()}
+
 # %% ../nbs/toolbox/sources.ipynb #82aa6059
 def weights_of(
     source: nn.Module | dict | str | Path,  # a model, its state dict, a file, or a published name
@@ -82,29 +105,6 @@ def weights_of(
     while isinstance(source, dict) and (inside := _kept_in(source)):
         source = inside
     return _plain_state(source, given), None
-
-# %% ../nbs/toolbox/sources.ipynb #5f92be24
-def _unwrapped(model: nn.Module) -> nn.Module:
-    "A model out of what torch.compile and DataParallel put around it."
-    model = getattr(model, "_orig_mod", model)
-    return model.module if isinstance(model, nn.DataParallel) else model
-
-
-def _kept_in(found: dict) -> dict | None:
-    "The dict that training scripts wrap in another one, where `found` is such a wrapping."
-    kept = (found.get(key) for key in ("state_dict", "model"))
-    return next((part for part in kept if isinstance(part, dict)), None)
-
-# %% ../nbs/toolbox/sources.ipynb #8769df91
-def _plain_state(found, given: str) -> dict[str, Tensor]:
-    "A state dict under the names that a plain model has; `ValueError` where it is none."
-    is_state = isinstance(found, dict) and all(isinstance(v, Tensor) for v in found.values())
-    if not is_state or not found:
-        raise ValueError(
-            f"source={given} holds no weights by name: "
-            "give a model, a state dict, a file of one, or a published name"
-        )
-    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in found.items()}
 
 # %% ../nbs/toolbox/sources.ipynb #9178d807
 FOREIGN = {
@@ -323,18 +323,6 @@ def huggingface_named(name: str) -> nn.Module:
     classifies = any("ImageClassification" in kind for kind in trained_as)
     return (AutoModelForImageClassification if classifies else AutoModel).from_pretrained(name)
 
-# %% ../nbs/toolbox/sources.ipynb #773a8fd3
-def arrays_of(
-    source: dict | str | Path,  # a file .npz, or its arrays
-) -> dict[str, Tensor]:
-    "The arrays of the official JAX code as tensors."
-    if isinstance(source, (str, Path)):
-        source = _read_arrays(source)
-    return {
-        name.removeprefix("params/"): torch.from_numpy(np.array(array))
-        for name, array in source.items()
-    }
-
 # %% ../nbs/toolbox/sources.ipynb #1e90304d
 def _read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     "The arrays in a file .npz; nothing is unpickled."
@@ -350,6 +338,18 @@ def _read_arrays(path: str | Path) -> dict[str, np.ndarray]:
         )
     with np.load(path, allow_pickle=False) as file:
         return dict(file)
+
+# %% ../nbs/toolbox/sources.ipynb #773a8fd3
+def arrays_of(
+    source: dict | str | Path,  # a file .npz, or its arrays
+) -> dict[str, Tensor]:
+    "The arrays of the official JAX code as tensors."
+    if isinstance(source, (str, Path)):
+        source = _read_arrays(source)
+    return {
+        name.removeprefix("params/"): torch.from_numpy(np.array(array))
+        for name, array in source.items()
+    }
 
 # %% ../nbs/toolbox/sources.ipynb #cd953e19
 def kind_of_positions(vit: ViT) -> str:
@@ -370,6 +370,15 @@ def mlp_ratio(hidden: int, dim: int) -> float:
     "The ratio from which `ViT` makes just this hidden width, although it rounds down."
     return hidden / dim if int(dim * (hidden / dim)) == hidden else (hidden + 0.5) / dim
 
+# %% ../nbs/toolbox/sources.ipynb #0d2831cd
+def _refuse_unlike(blocks: nn.ModuleList, last_norm: nn.Module) -> None:
+    "`ValueError` where blocks or norms differ in what a `ViT` has once for all."
+    if len({re.sub(r"DropPath\(.*?\)", "", repr(block)) for block in blocks}) > 1:
+        raise ValueError("our ViT does not have blocks that differ in more than drop path")
+    norms = (last_norm, blocks[0].norm1, blocks[0].norm2)
+    if len({getattr(norm, "eps", None) for norm in norms}) > 1:
+        raise ValueError("our ViT does not have norms of different eps, or of another kind")
+
 # %% ../nbs/toolbox/sources.ipynb #513cee51
 def _last_layer(vit: ViT) -> nn.Module:
     "The head's own layer, perhaps a new one; `ValueError` where a `ViT` has no such parts."
@@ -388,34 +397,6 @@ def _last_layer(vit: ViT) -> nn.Module:
         raise ValueError("our ViT does not have a head without bias")
     _refuse_unlike(vit.encoder.blocks, vit.head[0] if late else vit.norm)
     return last
-
-# %% ../nbs/toolbox/sources.ipynb #0d2831cd
-def _refuse_unlike(blocks: nn.ModuleList, last_norm: nn.Module) -> None:
-    "`ValueError` where blocks or norms differ in what a `ViT` has once for all."
-    if len({re.sub(r"DropPath\(.*?\)", "", repr(block)) for block in blocks}) > 1:
-        raise ValueError("our ViT does not have blocks that differ in more than drop path")
-    norms = (last_norm, blocks[0].norm1, blocks[0].norm2)
-    if len({getattr(norm, "eps", None) for norm in norms}) > 1:
-        raise ValueError("our ViT does not have norms of different eps, or of another kind")
-
-# %% ../nbs/toolbox/sources.ipynb #f0e3e0ed
-def options_of(
-    vit: ViT,
-) -> dict:  # `ViT(**options_of(vit))` has the same parts
-    "Options that make a model with the same parts; `ValueError` where there are none."
-    last, block, late = _last_layer(vit), vit.encoder.blocks[0], isinstance(vit.head, nn.Sequential)
-    return _outer_options(vit, last) | _block_options(vit) | {
-        "class_token": vit.class_token is not None,
-        "num_registers": 0 if vit.registers is None else vit.registers.shape[1],
-        "positions": kind_of_positions(vit),
-        "layer_scale": 1.0 if hasattr(block.scale1, "gamma") else None,
-        "eps": (vit.head[0] if late else vit.norm).eps,
-        "norm_after_pool": late,
-        "activation": activation_name(block.mlp.act),
-        "patch_dropout": vit.patch_dropout,
-        "residual_in_fp32": vit.encoder.residual_in_fp32,
-        "grad_checkpointing": vit.encoder.grad_checkpointing,
-    }
 
 # %% ../nbs/toolbox/sources.ipynb #4f00172c
 def _outer_options(vit: ViT, last: nn.Module) -> dict:
@@ -442,6 +423,25 @@ def _block_options(vit: ViT) -> dict:
         "dropout": block.mlp.drop1.p,
         "attn_dropout": block.attn.attn_dropout,
         "drop_path": float(blocks[-1].drop_path1.p),
+    }
+
+# %% ../nbs/toolbox/sources.ipynb #f0e3e0ed
+def options_of(
+    vit: ViT,
+) -> dict:  # `ViT(**options_of(vit))` has the same parts
+    "Options that make a model with the same parts; `ValueError` where there are none."
+    last, block, late = _last_layer(vit), vit.encoder.blocks[0], isinstance(vit.head, nn.Sequential)
+    return _outer_options(vit, last) | _block_options(vit) | {
+        "class_token": vit.class_token is not None,
+        "num_registers": 0 if vit.registers is None else vit.registers.shape[1],
+        "positions": kind_of_positions(vit),
+        "layer_scale": 1.0 if hasattr(block.scale1, "gamma") else None,
+        "eps": (vit.head[0] if late else vit.norm).eps,
+        "norm_after_pool": late,
+        "activation": activation_name(block.mlp.act),
+        "patch_dropout": vit.patch_dropout,
+        "residual_in_fp32": vit.encoder.residual_in_fp32,
+        "grad_checkpointing": vit.encoder.grad_checkpointing,
     }
 
 # %% ../nbs/toolbox/sources.ipynb #f9930ad1
