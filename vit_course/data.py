@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['UNREADABLE', 'course_folder', 'free_name', 'free_file', 'write_free', 'FashionMini', 'load_fashion_mini',
-           'load_photo', 'channel_stats', 'cache_dir', 'cached', 'ImageArrays', 'check_labels', 'ImageSets',
-           'ImageStats', 'ImageData', 'make_loader', 'EachOnce', 'even_batch_size', 'to_floats', 'split_off',
-           'FashionMiniData', 'TorchvisionData', 'open_source', 'as_arrays', 'FashionMNISTData', 'CIFAR10Data',
+           'load_photo', 'channel_stats', 'cache_dir', 'cached', 'check_labels', 'ImageArrays', 'ImageSets',
+           'ImageStats', 'EachOnce', 'even_batch_size', 'ImageData', 'make_loader', 'to_floats', 'split_off',
+           'FashionMiniData', 'as_arrays', 'TorchvisionData', 'open_source', 'FashionMNISTData', 'CIFAR10Data',
            'find_splits', 'ResizeAndCut', 'FolderImages', 'split_folder', 'read_all', 'read_folder',
-           'check_same_classes', 'ImageFolderData', 'folder_stats', 'open_test_set']
+           'check_same_classes', 'folder_stats', 'ImageFolderData', 'open_test_set']
 
 # %% ../nbs/toolbox/data.ipynb #2c785b97
 import copy
@@ -145,6 +145,16 @@ def cache_dir() -> Path:
     "Where computed statistics are kept: $VIT_COURSE_CACHE, or ~/.cache/vit_course."
     return Path(os.environ.get("VIT_COURSE_CACHE") or Path.home() / ".cache" / "vit_course")
 
+# %% ../nbs/toolbox/data.ipynb #3f88b7c0
+def _keep(result, path: Path) -> None:
+    "Write it into a file, for the next time; a warning where that can't be done."
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as part:
+            part.write_text(json.dumps(result))
+    except OSError as error:
+        warnings.warn(f"could not keep the statistics in {path}: {error}")
+
 # %% ../nbs/toolbox/data.ipynb #b3029186
 def cached(
     key: str,
@@ -159,15 +169,14 @@ def cached(
     _keep(result, path)
     return result
 
-
-def _keep(result, path: Path) -> None:
-    "Write it into a file, for the next time; a warning where that can't be done."
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as part:
-            part.write_text(json.dumps(result))
-    except OSError as error:
-        warnings.warn(f"could not keep the statistics in {path}: {error}")
+# %% ../nbs/toolbox/data.ipynb #bf70f5d0
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    "Raise `ValueError` where a label is not in 0..num_classes-1."
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ValueError(
+            f"labels must lie in 0..{num_classes - 1} for num_classes={num_classes}, "
+            f"but they range from {int(labels.min())} to {int(labels.max())}"
+        )
 
 # %% ../nbs/toolbox/data.ipynb #c6ceb7d1
 class ImageArrays(Dataset):
@@ -193,15 +202,6 @@ class ImageArrays(Dataset):
     def __getitems__(self, indices: list[int]):
         "A batch at once; torch's loader calls this where it exists."
         return self.images[indices], self.labels[indices]
-
-# %% ../nbs/toolbox/data.ipynb #bf70f5d0
-def check_labels(labels: Tensor, num_classes: int) -> None:
-    "Raise `ValueError` where a label is not in 0..num_classes-1."
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        raise ValueError(
-            f"labels must lie in 0..{num_classes - 1} for num_classes={num_classes}, "
-            f"but they range from {int(labels.min())} to {int(labels.max())}"
-        )
 
 # %% ../nbs/toolbox/data.ipynb #560f1a5f
 class ImageSets(pl.LightningDataModule):
@@ -255,61 +255,6 @@ class ImageStats(ImageSets):
     def compute_stats(self) -> tuple[list[float], list[float]]:
         return channel_stats(self.sets["train"].images)
 
-# %% ../nbs/toolbox/data.ipynb #ae32d7b4
-class ImageData(ImageStats):
-    "Base of the data modules: loaders, and augmentation on the batch."
-
-    in_chans = 3  # channels, C
-
-    def __init__(self, data_dir, img_size, batch_size, augment, mixup, cutmix, num_workers, seed):
-        super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be 1 or more")
-        self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
-        self.img_size, self.batch_size = img_size, batch_size
-        self.num_workers, self.seed = num_workers, seed
-        self.augment, self.mixup, self.cutmix = make_augmentation(augment), mixup, cutmix
-        make_mixing(2, mixup, cutmix)  # refuses what can't be mixed before anything is read
-
-    def train_dataloader(self) -> DataLoader:
-        return make_loader(self, "train", shuffle=True)
-
-    def val_dataloader(self) -> DataLoader:
-        return make_loader(self, "val")
-
-    def test_dataloader(self) -> DataLoader:
-        return make_loader(self, "test")
-
-    def on_after_batch_transfer(self, batch, dataloader_idx):
-        return to_floats(self, batch)
-
-# %% ../nbs/toolbox/data.ipynb #c29e9507
-def make_loader(
-    data: ImageData,
-    split: str,  # "train", "val" or "test"
-    shuffle: bool = False,  # a new order each epoch, from data.seed and the epoch alone
-    whole: bool = False,  # all images, also in one process of several
-) -> DataLoader:  # batches of uint8 images (B, C, H, W) and labels (B,)
-    "A loader of one set; each process of a distributed run gets its share."
-    trainer = None if whole else data.trainer
-    world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-    images = data.sets[split]
-    # in training, processes step together: equal shares
-    kind = DistributedSampler if shuffle else EachOnce
-    sampler = kind(images, world, rank, shuffle=shuffle, seed=data.seed)
-    size = data.batch_size if shuffle else even_batch_size(data.batch_size, len(images), world)
-    return DataLoader(images, size, sampler=sampler, **_reading_options(images, data))
-
-# %% ../nbs/toolbox/data.ipynb #874ba1b6
-def _reading_options(images: Dataset, data: ImageData) -> dict:
-    "Who reads the images, and how they become a batch: for torch's `DataLoader`."
-    # memory needs no processes to read it
-    workers = 0 if isinstance(images, ImageArrays) else data.num_workers
-    collate = getattr(images, "collate", _as_is)
-    options = {"num_workers": workers, "persistent_workers": workers > 0, "collate_fn": collate}
-    # each pass draws a number for its workers: not from the global generator, which is left alone
-    return options | {"generator": torch.Generator().manual_seed(data.seed)}
-
 # %% ../nbs/toolbox/data.ipynb #5779c27a
 class EachOnce(DistributedSampler):
     "Every process's share of the images, none of them twice, also where they do not divide evenly."
@@ -338,11 +283,66 @@ def even_batch_size(
         wanted += 1
     return wanted
 
-# %% ../nbs/toolbox/data.ipynb #16e59b6a
+# %% ../nbs/toolbox/data.ipynb #ae32d7b4
+class ImageData(ImageStats):
+    "Base of the data modules: loaders, and augmentation on the batch."
+
+    in_chans = 3  # channels, C
+
+    def __init__(self, data_dir, img_size, batch_size, augment, mixup, cutmix, num_workers, seed):
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be 1 or more")
+        self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
+        self.img_size, self.batch_size = img_size, batch_size
+        self.num_workers, self.seed = num_workers, seed
+        self.augment, self.mixup, self.cutmix = make_augmentation(augment), mixup, cutmix
+        make_mixing(2, mixup, cutmix)  # refuses what can't be mixed before anything is read
+
+    def train_dataloader(self) -> DataLoader:
+        return make_loader(self, "train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return make_loader(self, "val")
+
+    def test_dataloader(self) -> DataLoader:
+        return make_loader(self, "test")
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return to_floats(self, batch)
+
+# %% ../nbs/toolbox/data.ipynb #874ba1b6
 def _as_is(batch):
     return batch
 
 
+def _reading_options(images: Dataset, data: ImageData) -> dict:
+    "Who reads the images, and how they become a batch: for torch's `DataLoader`."
+    # memory needs no processes to read it
+    workers = 0 if isinstance(images, ImageArrays) else data.num_workers
+    collate = getattr(images, "collate", _as_is)
+    options = {"num_workers": workers, "persistent_workers": workers > 0, "collate_fn": collate}
+    # each pass draws a number for its workers: not from the global generator, which is left alone
+    return options | {"generator": torch.Generator().manual_seed(data.seed)}
+
+# %% ../nbs/toolbox/data.ipynb #c29e9507
+def make_loader(
+    data: ImageData,
+    split: str,  # "train", "val" or "test"
+    shuffle: bool = False,  # a new order each epoch, from data.seed and the epoch alone
+    whole: bool = False,  # all images, also in one process of several
+) -> DataLoader:  # batches of uint8 images (B, C, H, W) and labels (B,)
+    "A loader of one set; each process of a distributed run gets its share."
+    trainer = None if whole else data.trainer
+    world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+    images = data.sets[split]
+    # in training, processes step together: equal shares
+    kind = DistributedSampler if shuffle else EachOnce
+    sampler = kind(images, world, rank, shuffle=shuffle, seed=data.seed)
+    size = data.batch_size if shuffle else even_batch_size(data.batch_size, len(images), world)
+    return DataLoader(images, size, sampler=sampler, **_reading_options(images, data))
+
+# %% ../nbs/toolbox/data.ipynb #16e59b6a
 def to_floats(data: ImageData, batch: tuple) -> tuple:
     "Bytes to floats in 0..1 and, in training, augmentation and mixing, on the device."
     images, *labels = batch
@@ -406,6 +406,22 @@ class FashionMiniData(ImageData):
         train, val = split_off(images, labels, self.val_fraction, self.seed, 10)
         return {"train": train, "val": val, "test": ImageArrays(*mini[2:4], 10)}
 
+# %% ../nbs/toolbox/data.ipynb #68226794
+def as_arrays(images: Dataset) -> tuple[Tensor, Tensor]:  # (N, C, H, W) uint8, (N,) int64
+    "The images of a torchvision set as one tensor, channels first."
+    pixels = torch.as_tensor(images.data)
+    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+    return pixels, torch.as_tensor(images.targets)
+
+# %% ../nbs/toolbox/data.ipynb #582c7663
+def _how_to_fetch(download: bool, first: bool) -> str:
+    "How to come by files that are not there, as an error says it."
+    if not download:
+        return "Say download=True (on the command line: --data.download true) to fetch it there"
+    if first:
+        return "download=True could not fetch it: try again with a network"
+    return "Of several processes only the first one fetches: do it once in a single one"
+
 # %% ../nbs/toolbox/data.ipynb #30a7a674
 class TorchvisionData(ImageData):
     "A torchvision data set that fits into memory; a share of its training set is for validation."
@@ -447,22 +463,6 @@ def open_source(data: TorchvisionData, train: bool) -> Dataset:
             f"or name the folder that holds it. torchvision says: {error}"
         ) from error
 
-
-def _how_to_fetch(download: bool, first: bool) -> str:
-    "How to come by files that are not there, as an error says it."
-    if not download:
-        return "Say download=True (on the command line: --data.download true) to fetch it there"
-    if first:
-        return "download=True could not fetch it: try again with a network"
-    return "Of several processes only the first one fetches: do it once in a single one"
-
-# %% ../nbs/toolbox/data.ipynb #68226794
-def as_arrays(images: Dataset) -> tuple[Tensor, Tensor]:  # (N, C, H, W) uint8, (N,) int64
-    "The images of a torchvision set as one tensor, channels first."
-    pixels = torch.as_tensor(images.data)
-    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
-    return pixels, torch.as_tensor(images.targets)
-
 # %% ../nbs/toolbox/data.ipynb #4e39d9dc
 class FashionMNISTData(TorchvisionData):
     "All 70,000 images of Fashion-MNIST (Xiao et al. 2017): 28 x 28, grey, ten classes."
@@ -474,6 +474,16 @@ class CIFAR10Data(TorchvisionData):
     "All 60,000 images of CIFAR-10 (Krizhevsky 2009): 32 x 32, colour, ten classes."
 
     source, size, in_chans = datasets.CIFAR10, 32, 3
+
+# %% ../nbs/toolbox/data.ipynb #bbf4edc5
+def _found_instead(data_dir: Path, names: list[str]) -> str:
+    "The message about a missing folder: what is there instead, and what is wanted."
+    listing = sorted(p.name for p in data_dir.iterdir())[:10]
+    return (
+        f"no folder {' or '.join(names)} in data_dir={data_dir.absolute()}; "
+        f"it holds {listing or 'nothing'}. Wanted: train/<class>/*.jpg, test/<class>/*.jpg, "
+        "and valid/<class>/*.jpg if there is a split already"
+    )
 
 # %% ../nbs/toolbox/data.ipynb #daf6c537
 def find_splits(
@@ -492,16 +502,6 @@ def find_splits(
         elif split != "val":
             raise FileNotFoundError(_found_instead(data_dir, names))
     return found
-
-# %% ../nbs/toolbox/data.ipynb #bbf4edc5
-def _found_instead(data_dir: Path, names: list[str]) -> str:
-    "The message about a missing folder: what is there instead, and what is wanted."
-    listing = sorted(p.name for p in data_dir.iterdir())[:10]
-    return (
-        f"no folder {' or '.join(names)} in data_dir={data_dir.absolute()}; "
-        f"it holds {listing or 'nothing'}. Wanted: train/<class>/*.jpg, test/<class>/*.jpg, "
-        "and valid/<class>/*.jpg if there is a split already"
-    )
 
 # %% ../nbs/toolbox/data.ipynb #4d70a6b3
 class ResizeAndCut(nn.Module):
@@ -571,6 +571,11 @@ def split_folder(
         part.targets = [label for _, label in part.samples]
     return tuple(parts)
 
+# %% ../nbs/toolbox/data.ipynb #38c9e351
+def _readable(batch: list) -> tuple[Tensor, Tensor] | None:
+    "A batch of what could be read; None if there is nothing."
+    return FolderImages.collate(batch) if any(item is not None for item in batch) else None
+
 # %% ../nbs/toolbox/data.ipynb #55d8b7bd
 def read_all(
     images: FolderImages,
@@ -585,11 +590,6 @@ def read_all(
         raise ValueError(f"none of the images of {images.root} could be read")
     pixels, labels = (torch.cat(parts) for parts in zip(*batches))
     return ImageArrays(pixels, labels, len(images.classes))
-
-# %% ../nbs/toolbox/data.ipynb #38c9e351
-def _readable(batch: list) -> tuple[Tensor, Tensor] | None:
-    "A batch of what could be read; None if there is nothing."
-    return FolderImages.collate(batch) if any(item is not None for item in batch) else None
 
 # %% ../nbs/toolbox/data.ipynb #97c68c72
 def read_folder(root: Path, img_size: int | tuple[int, int], on_corrupt: str) -> FolderImages:
@@ -614,6 +614,43 @@ def check_same_classes(sets: dict[str, FolderImages]) -> None:
                 f"the classes of {images.root} differ from those of train: "
                 f"missing {missing}, unknown {extra}"
             )
+
+# %% ../nbs/toolbox/data.ipynb #1d5d0efa
+def _folder_key(images: FolderImages, most: int) -> str:
+    "What the statistics depend on; pictures may change and keep their size."
+    stats = [(path, os.stat(path)) for path, _ in images.samples]
+    files = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+    return json.dumps([os.path.abspath(images.root), str(images.transform), most, files])
+
+# %% ../nbs/toolbox/data.ipynb #161277b2
+def _spread_stats(images: FolderImages, most: int) -> tuple[list[float], list[float]]:
+    "Channel statistics of the images that could be read, among `most` evenly spread ones."
+    step = max(1, math.ceil(len(images) / most))
+    read = (images[i] for i in range(0, len(images), step))
+    found = [item[0] for item in read if item is not None]
+    if not found:
+        raise ValueError(f"none of the images of {images.root} could be read")
+    return channel_stats(torch.stack(found))
+
+# %% ../nbs/toolbox/data.ipynb #bb235717
+def folder_stats(
+    images: FolderImages,
+    most: int = 2000,  # images read at the most, evenly spread
+) -> tuple[list[float], list[float]]:
+    "Channel statistics of a folder, computed once and kept in `cache_dir()`."
+    mean, std = cached(_folder_key(images, most), lambda: _spread_stats(images, most))
+    return mean, std
+
+# %% ../nbs/toolbox/data.ipynb #341cc1c8
+def _stats_of(train: Dataset) -> tuple[list[float], list[float]]:
+    "Channel statistics of a folder's training set, in memory or not."
+    return channel_stats(train.images) if isinstance(train, ImageArrays) else folder_stats(train)
+
+# %% ../nbs/toolbox/data.ipynb #6c2d661c
+def _check_on_corrupt(on_corrupt: str) -> None:
+    "Raise `ValueError` where it is neither of the two words."
+    if on_corrupt not in ("raise", "skip"):
+        raise ValueError(f"on_corrupt={on_corrupt!r} is not known: use 'raise' or 'skip'")
 
 # %% ../nbs/toolbox/data.ipynb #99671253
 class ImageFolderData(ImageData):
@@ -646,12 +683,6 @@ class ImageFolderData(ImageData):
         return _stats_of(self.sets["train"])
 
 # %% ../nbs/toolbox/data.ipynb #c8ee2c72
-def _check_on_corrupt(on_corrupt: str) -> None:
-    "Raise `ValueError` where it is neither of the two words."
-    if on_corrupt not in ("raise", "skip"):
-        raise ValueError(f"on_corrupt={on_corrupt!r} is not known: use 'raise' or 'skip'")
-
-
 def _read_folders(data: ImageFolderData) -> dict[str, FolderImages]:
     "The three sets as they lie on the disk, val split off where it has no folder."
     folders = find_splits(data.data_dir)
@@ -669,37 +700,6 @@ def _small_in_memory(sets: dict[str, FolderImages], data: ImageFolderData) -> di
         return {s: read_all(images, data.num_workers) for s, images in sets.items()}
     return sets
 
-
-def _stats_of(train: Dataset) -> tuple[list[float], list[float]]:
-    "Channel statistics of a folder's training set, in memory or not."
-    return channel_stats(train.images) if isinstance(train, ImageArrays) else folder_stats(train)
-
-# %% ../nbs/toolbox/data.ipynb #bb235717
-def folder_stats(
-    images: FolderImages,
-    most: int = 2000,  # images read at the most, evenly spread
-) -> tuple[list[float], list[float]]:
-    "Channel statistics of a folder, computed once and kept in `cache_dir()`."
-    mean, std = cached(_folder_key(images, most), lambda: _spread_stats(images, most))
-    return mean, std
-
-# %% ../nbs/toolbox/data.ipynb #161277b2
-def _folder_key(images: FolderImages, most: int) -> str:
-    "What the statistics depend on; pictures may change and keep their size."
-    stats = [(path, os.stat(path)) for path, _ in images.samples]
-    files = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
-    return json.dumps([os.path.abspath(images.root), str(images.transform), most, files])
-
-
-def _spread_stats(images: FolderImages, most: int) -> tuple[list[float], list[float]]:
-    "Channel statistics of the images that could be read, among `most` evenly spread ones."
-    step = max(1, math.ceil(len(images) / most))
-    read = (images[i] for i in range(0, len(images), step))
-    found = [item[0] for item in read if item is not None]
-    if not found:
-        raise ValueError(f"none of the images of {images.root} could be read")
-    return channel_stats(torch.stack(found))
-
 # %% ../nbs/toolbox/data.ipynb #1ea05d82
 def _unzip_test(archive: Path, target: str) -> Path:
     "The files test/* of a zip file in a folder; an error where there are none."
@@ -712,6 +712,41 @@ def _unzip_test(archive: Path, target: str) -> Path:
             )
         packed.extractall(target, names)
     return Path(target)
+
+# %% ../nbs/toolbox/data.ipynb #0c37386a
+def _as_grey(images: Tensor) -> Tensor:  # (N, 3, H, W), uint8 -> (N, 1, H, W), uint8
+    "Colour to grey; rounded: cut off, each grey value would become one less."
+    parts = (v2.functional.rgb_to_grayscale(part.float()) for part in images.split(1000))
+    return torch.cat([part.round().byte() for part in parts])
+
+# %% ../nbs/toolbox/data.ipynb #9e93c298
+def _torchvision_set(folder: Path, img_size: tuple[int, int], in_chans: int) -> Dataset:
+    "The test images, as torchvision keeps them, of the data set that fits a model of this size."
+    wanted = f"no folder test in data_dir={folder.absolute()}: wanted test/<class>/*.jpg"
+    for kind in (FashionMNISTData, CIFAR10Data):
+        if (kind.in_chans, kind.size, kind.size) == (in_chans, *img_size):
+            try:
+                return kind.source(folder, train=False)
+            except (RuntimeError, OSError) as error:
+                name = kind.source.__name__
+                raise FileNotFoundError(f"{wanted}, or {name} as torchvision keeps it") from error
+    raise FileNotFoundError(
+        f"{wanted} (no data set of torchvision's that is read here "
+        f"has {in_chans} x {tuple(img_size)} pixels)"
+    )
+
+# %% ../nbs/toolbox/data.ipynb #3f13fb0c
+def _read_test_set(
+    folder: Path, img_size: tuple[int, int], in_chans: int
+) -> tuple[Tensor, Tensor, list[str]]:
+    "Images, labels and the names of the classes, from test/<class> or torchvision's files."
+    if not (folder / "test").is_dir():
+        found = _torchvision_set(folder, img_size, in_chans)
+        return *as_arrays(found), list(found.classes)
+    found = read_folder(folder / "test", img_size, "raise")
+    arrays = read_all(found)
+    pixels = _as_grey(arrays.images) if in_chans == 1 else arrays.images
+    return pixels, arrays.labels, list(found.classes)
 
 # %% ../nbs/toolbox/data.ipynb #0ceb0cc7
 def open_test_set(
@@ -746,38 +781,3 @@ def _open_zipped(archive: Path, classes, img_size, in_chans) -> ImageArrays:
         except (ValueError, OSError) as error:  # what it names is soon gone
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
             raise kind(str(error).replace(unpacked, str(archive))) from error
-
-# %% ../nbs/toolbox/data.ipynb #3f13fb0c
-def _read_test_set(
-    folder: Path, img_size: tuple[int, int], in_chans: int
-) -> tuple[Tensor, Tensor, list[str]]:
-    "Images, labels and the names of the classes, from test/<class> or torchvision's files."
-    if not (folder / "test").is_dir():
-        found = _torchvision_set(folder, img_size, in_chans)
-        return *as_arrays(found), list(found.classes)
-    found = read_folder(folder / "test", img_size, "raise")
-    arrays = read_all(found)
-    pixels = _as_grey(arrays.images) if in_chans == 1 else arrays.images
-    return pixels, arrays.labels, list(found.classes)
-
-
-def _as_grey(images: Tensor) -> Tensor:  # (N, 3, H, W), uint8 -> (N, 1, H, W), uint8
-    "Colour to grey; rounded: cut off, each grey value would become one less."
-    parts = (v2.functional.rgb_to_grayscale(part.float()) for part in images.split(1000))
-    return torch.cat([part.round().byte() for part in parts])
-
-# %% ../nbs/toolbox/data.ipynb #9e93c298
-def _torchvision_set(folder: Path, img_size: tuple[int, int], in_chans: int) -> Dataset:
-    "The test images, as torchvision keeps them, of the data set that fits a model of this size."
-    wanted = f"no folder test in data_dir={folder.absolute()}: wanted test/<class>/*.jpg"
-    for kind in (FashionMNISTData, CIFAR10Data):
-        if (kind.in_chans, kind.size, kind.size) == (in_chans, *img_size):
-            try:
-                return kind.source(folder, train=False)
-            except (RuntimeError, OSError) as error:
-                name = kind.source.__name__
-                raise FileNotFoundError(f"{wanted}, or {name} as torchvision keeps it") from error
-    raise FileNotFoundError(
-        f"{wanted} (no data set of torchvision's that is read here "
-        f"has {in_chans} x {tuple(img_size)} pixels)"
-    )
