@@ -32,6 +32,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from .data import UNREADABLE, ImageData, ResizeAndCut, free_file, free_name, write_free
 from .files import written_whole
+from .finetune import FineTune
 from .optimizers import bf16_is_faster
 from .training import EpochSeed, LitViT, load_model
 
@@ -323,7 +324,7 @@ def run_lightning(args: list[str]) -> CourseCLI:
     defaults = {"callbacks": standing_callbacks()}
     options = {"subclass_mode_data": True, "load_from_checkpoint_support": False}
     try:
-        return CourseCLI(LitViT, ImageData, trainer_defaults=defaults, **options)
+        return CourseCLI(FineTune, ImageData, trainer_defaults=defaults, **options)
     finally:
         if rank_zero_only.rank == 0 and "VIT_COURSE_RUN_DIR" in os.environ:
             give_back(os.environ["VIT_COURSE_RUN_DIR"])
@@ -492,6 +493,7 @@ A RECIPE is the name of a shipped one or a YAML file. Shipped: {recipes}
   vit-course fit --config quickstart           train on the bundled images, about three minutes
   vit-course fit --config quickstart --trainer.max_epochs 3 --run_dir runs/short
   vit-course rollout fashion                   where the shipped model looks
+  vit-course fit --config finetune --data.data_dir IMAGES   from trained weights, your images
 {others}
 validate and test judge a checkpoint: --ckpt_path FILE. Each has --help; \
 fit's lists every option of the trainer, the model and the data."""
