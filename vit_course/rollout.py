@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['capture_attention', 'mix_residual', 'fuse_heads', 'discard_smallest', 'attention_rollout', 'rollout_heatmap',
-           'show_rollout']
+           'show_rollout', 'layer_tokens', 'run_from', 'read_every_layer', 'silence_head', 'silence_branch',
+           'patch_tokens']
 
 # %% ../nbs/07_attention_rollout.ipynb #6ee7f72c
+import copy
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -200,3 +203,157 @@ def show_rollout(
     if titles is not None and len(titles) != len(images):
         raise ValueError(f"titles has {len(titles)} entries for {len(images)} images: one each")
     return overlay_sheet(images, rollout_heatmap(model, images, **options), titles, smooth, cols)
+
+# %% ../nbs/07_attention_rollout.ipynb #d50b15d6
+@contextmanager
+def _in_eval(
+    model: nn.Module,
+) -> Iterator[None]:
+    "The model in eval mode; at the end each module gets its own flag back."
+    flags = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in flags.items():
+            module.training = training
+
+# %% ../nbs/07_attention_rollout.ipynb #ae873bbe
+def _vit_of(
+    model: nn.Module,
+) -> nn.Module:
+    "The `ViT` itself, or the one inside a `LitViT`."
+    vit = getattr(model, "vit", model)
+    if not hasattr(vit, "encoder") or not hasattr(vit, "forward_head"):
+        raise ValueError(f"model={type(model).__name__} is no ViT: "
+                         "turn it into one by from_timm or its siblings (lesson 9)")
+    return vit
+
+
+def _check_number(name: str, number: int, count: int) -> None:
+    "Raise `ValueError` for a number outside of 0..count - 1."
+    if not 0 <= number < count:
+        raise ValueError(f"{name}={number} must lie in 0..{count - 1}")
+
+# %% ../nbs/07_attention_rollout.ipynb #35f2953c
+@torch.no_grad()
+def layer_tokens(
+    model: nn.Module,  # a `ViT`, or a `LitViT` around one
+    images: Tensor,  # (B, C, H, W)
+) -> Tensor:  # (L + 1, B, N, D)
+    "Tokens before each block, and after the last, in eval mode; the model is left as it was found."
+    encoder, stages = _vit_of(model).encoder, []
+    # 1. listen before each block, and at the end; an `append` gives None, so nothing is replaced
+    handles = [block.register_forward_pre_hook(lambda module, args: stages.append(args[0]))
+               for block in encoder.blocks]
+    handles.append(encoder.register_forward_hook(lambda module, args, out: stages.append(out)))
+    try:
+        with _in_eval(model), _as_written():
+            model(images)
+    finally:  # 2. clean up, after an exception too
+        for handle in handles:
+            handle.remove()
+    return torch.stack(stages)
+
+# %% ../nbs/07_attention_rollout.ipynb #ca7c5a1d
+@torch.no_grad()
+def run_from(
+    model: nn.Module,  # a `ViT`, or a `LitViT` around one
+    tokens: Tensor,  # (B, N, D), as they stand before block `layer`
+    layer: int,  # 0..L; L: all blocks are done
+) -> Tensor:  # (B, num_classes), logits
+    "The rest of the forward pass in eval mode: blocks from `layer` on, final norm, head."
+    vit = _vit_of(model)
+    _check_number("layer", layer, len(vit.encoder.blocks) + 1)
+    with _in_eval(model), _as_written():
+        for block in vit.encoder.blocks[layer:]:
+            tokens = block(tokens)
+        return vit.forward_head(vit.norm(tokens))
+
+# %% ../nbs/07_attention_rollout.ipynb #a85af778
+@torch.no_grad()
+def read_every_layer(
+    model: nn.Module,  # a `ViT`, or a `LitViT` around one
+    images: Tensor,  # (B, C, H, W)
+) -> Tensor:  # (L + 1, B, num_classes), logits
+    "What final norm and head say before each block and after the last (nostalgebraist 2020)."
+    stages = layer_tokens(model, images)
+    return torch.stack([run_from(model, tokens, len(stages) - 1) for tokens in stages])
+
+# %% ../nbs/07_attention_rollout.ipynb #bdb5b664
+def _block_at(
+    model: nn.Module,
+    layer: int,  # 0..L - 1
+) -> nn.Module:
+    "One block of the model."
+    blocks = _vit_of(model).encoder.blocks
+    _check_number("layer", layer, len(blocks))
+    return blocks[layer]
+
+# %% ../nbs/07_attention_rollout.ipynb #bbce3011
+@torch.no_grad()
+def silence_head(
+    model: nn.Module,  # a `ViT`, or a `LitViT` around one
+    layer: int,  # counted from 0
+    head: int,  # counted from 0
+) -> nn.Module:  # a changed copy; the model itself stays as it is
+    "A copy in which nobody reads what one head finds (Michel et al. 2019, §3)."
+    attention = _block_at(model, layer).attn
+    if not isinstance(attention, MultiHeadAttention):
+        raise ValueError(f"layer={layer} has no heads left: its attention is silenced already")
+    _check_number("head", head, attention.num_heads)
+    # the columns of the output layer that read this head
+    changed, width = copy.deepcopy(model), attention.head_dim
+    reads = _block_at(changed, layer).attn.proj.weight
+    reads[:, head * width : (head + 1) * width] = 0
+    return changed
+
+# %% ../nbs/07_attention_rollout.ipynb #1393bcc9
+class _Constant(nn.Module):
+    "Stands in for a branch, and says the same whatever it is asked."
+
+    def __init__(
+        self,
+        value: Tensor,  # a number, (D,) or (N, D)
+    ):
+        super().__init__()
+        self.register_buffer("value", value)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # (B, N, D) -> (B, N, D)
+        return self.value.to(x).expand_as(x)
+
+# %% ../nbs/07_attention_rollout.ipynb #952321cf
+def silence_branch(
+    model: nn.Module,  # a `ViT`, or a `LitViT` around one
+    layer: int,  # counted from 0
+    branch: str = "attn",  # "attn" or "mlp"
+    value: float | Tensor = 0.0,  # said in its place: a number, (D,) or (N, D), as a mean
+) -> nn.Module:  # a changed copy; the model itself stays as it is
+    "A copy in which one branch of a block says the same for every image."
+    if branch not in ("attn", "mlp"):
+        raise ValueError(f"branch={branch!r} is not known: use 'attn' or 'mlp'")
+    vit, value = _vit_of(model), torch.as_tensor(value).detach()
+    _block_at(model, layer)  # is there such a layer?
+    tokens, width = vit.num_prefix_tokens + vit.grid[0] * vit.grid[1], vit.embed_dim
+    if tuple(value.shape) not in [(), (width,), (tokens, width)]:
+        raise ValueError(f"value of shape {tuple(value.shape)} must be a number, "
+                         f"({width},) or ({tokens}, {width})")
+    changed = copy.deepcopy(model)
+    setattr(_block_at(changed, layer), branch, _Constant(value))
+    return changed
+
+# %% ../nbs/07_attention_rollout.ipynb #1340ae38
+def patch_tokens(
+    tokens: Tensor,  # (B, N, D), of the run that goes on
+    source: Tensor,  # (B, N, D), of another run, at the same place in the model
+    where: Sequence[int],  # numbers of the tokens to exchange, as [0] or range(1, 50)
+) -> Tensor:  # (B, N, D), a new tensor
+    "Tokens with some of them taken from another run (Vig et al. 2020; Meng et al. 2022)."
+    if tokens.shape != source.shape:
+        raise ValueError(f"source of shape {tuple(source.shape)} does not fit "
+                         f"tokens of shape {tuple(tokens.shape)}: they must be equal")
+    for number in where:
+        _check_number("where", number, tokens.shape[1])
+    patched = tokens.clone()
+    patched[:, list(where)] = source[:, list(where)]
+    return patched

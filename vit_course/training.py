@@ -129,7 +129,7 @@ def _step(model: ClassifierSteps, batch: tuple[Tensor, Tensor], stage: str) -> T
     smoothing = model.hparams.label_smoothing if stage == "train" else 0.0
     loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
     accuracy = model.accuracy[f"{stage}_acc"]
-    # of mixed images, the larger share
+    # rows of shares come from mixed images (mixup, below): count the class with the larger share
     accuracy(logits, labels if labels.ndim == 1 else labels.argmax(dim=1))
     # Lightning's mean over processes cuts off fractions of a count
     weight = len(labels) * process_count()
