@@ -113,7 +113,7 @@ SIZES = {f"{w}x{d}": {"embed_dim": w, "depth": d, "lr": RATE[w]} for w, d in SHA
 # for the hour, where the model begins to know its training images by heart
 SIZES |= {
     f"{size}, RandAugment": SIZES[size] | {"augment": "rand_augment"}
-    for size in ("96x4", "128x4", "128x6")
+    for size in ("96x4", "96x6", "128x4", "128x6")
 }
 OF_DATA = ("batch_size", "augment", "mixup", "cutmix")  # the options of a recipe that data take
 LINKED = ("num_classes", "in_chans", "img_size", "mean", "std", "classes")  # from data to model
