@@ -25,7 +25,6 @@ convolution_costs.csv, convolution.csv (a row a run on clothes), convolution_shi
 shift), convolution_cifar.csv. A run that stands there is not made again: the same command goes on.
 """
 import argparse
-import csv
 import json
 import logging
 import statistics
@@ -37,11 +36,11 @@ import pytorch_lightning as pl
 import study
 import torch
 import torch.nn.functional as F
-from study import COST_COLUMNS, LINKED, RESULTS, RUN_COLUMNS, Clock, append, quartiles
+from study import COST_COLUMNS, LINKED, RESULTS, RUN_COLUMNS, Clock, append
+from tables import read_rows, share_of, write_rows
 from torch import Tensor, nn
 
 from vit_course.data import FashionMiniData, ImageArrays
-from vit_course.files import written_whole
 from vit_course.training import ChannelNorm, EpochSeed, LitViT, ScheduledAdamW, make_schedule
 
 # with Muon for the matrices of its blocks, as from rung 9 of the study's ladder on
@@ -172,11 +171,7 @@ def accuracy(model: nn.Module, images: ImageArrays, shift: int = 0) -> float:
 
 def read(part: str, folder: Path) -> list[dict[str, str]]:
     "The rows that are there."
-    file = folder / FILES[part]
-    if not file.exists():
-        return []
-    with file.open(newline="") as text:
-        return list(csv.DictReader(text))
+    return read_rows(folder / FILES[part])
 
 
 def as_key(row: dict, part: str) -> tuple[str, ...]:
@@ -252,17 +247,7 @@ def steps_in(minutes: float, folder: Path) -> int:
     if "CNN, CIFAR-10" not in costs:
         raise SystemExit(f"{folder / FILES['costs']} has no cost of a step on CIFAR-10: measure "
                          "it first, by `python benchmarks/convolution.py costs --data FOLDER`")
-    return int(120 * minutes / (1e-3 * costs["CNN, CIFAR-10"]))
-
-
-def in_turns(works: dict, rounds: int = 5) -> dict[str, tuple]:
-    "Quartiles of the seconds of a step of each work, a few steps at a time, as the study does it."
-    times = defaultdict(list)
-    for i in range(rounds):
-        for name in list(works)[:: 1 if i % 2 else -1]:
-            times[name] += works[name]().steps[2:]
-        print(f"round {i + 1} of {rounds}", flush=True)
-    return {name: quartiles(of) for name, of in times.items()}
+    return study.steps_for(minutes, costs["CNN, CIFAR-10"])
 
 
 def measure_costs(args):
@@ -273,7 +258,7 @@ def measure_costs(args):
              for name, own in MODELS.items()}
     rows = [same | {"step": name, "batch_size": CLOTHES["batch_size"],
                     "ms": round(1e3 * of[0], 1), "ms_median": round(1e3 * of[1], 1)}
-            for name, of in in_turns(works).items()]
+            for name, of in study.in_turns(works).items()]
     if args.data:
         rows.append(same | cost_on_cifar(args))
     write_costs(rows, args.results)
@@ -288,7 +273,7 @@ def cost_on_cifar(args) -> dict:
     source, muon = study.open_data(args.data), study.all_steps()["Muon"]
     works = {"CNN": lambda: train(CIFAR | {"lr": 1e-3}, 0, 6, source)[1],
              "Muon": lambda: study.train(muon, 0, 6, source, validate=False)[1]}
-    found = in_turns(works)
+    found = study.in_turns(works)
     scale = float(study.read(table)["Muon"]["ms"]) / found["Muon"][0]
     first, median = (round(scale * seconds, 1) for seconds in found["CNN"][:2])
     return {"step": "CNN, CIFAR-10", "batch_size": CIFAR["batch_size"],
@@ -299,10 +284,7 @@ def write_costs(rows: list[dict], folder: Path):
     "The table; a row that was not measured now stays as it was."
     known = {row["step"]: row for row in read("costs", folder)}
     known |= {row["step"]: row for row in rows}
-    with written_whole(folder / FILES["costs"]) as part, part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COST_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(known.values())
+    write_rows(folder / FILES["costs"], COST_COLUMNS, known.values())
 
 
 def train_on_cifar(args):
@@ -348,14 +330,7 @@ def check(args, parser: argparse.ArgumentParser):
         parser.error("cifar needs --data: the folder that holds CIFAR-10")
     if args.data and not Path(args.data).is_dir():
         parser.error(f"--data {args.data}: there is no such folder")
-    try:
-        mine, shares = map(int, args.share.split("/"))
-    except ValueError:
-        parser.error(f"--share {args.share}: write i/n, such as 0/2 and 1/2 for two commands")
-    if not 0 <= mine < shares:
-        parser.error(f"--share {args.share}: "
-                     "the first number counts from 0 and stays below the second")
-    args.share = mine, shares
+    args.share = share_of(args.share, parser)
     args.seeds = args.seeds or ([0] if args.part == "rates" else [0, 1, 2])
 
 

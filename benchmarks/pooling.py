@@ -9,7 +9,6 @@ stopped and started at will; `--again` makes those that are asked for anew, and 
 end.
 """
 import argparse
-import csv
 import logging
 import warnings
 from collections import Counter
@@ -18,10 +17,10 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 import yaml
+from tables import read_rows, write_rows
 
 from vit_course.cli import recipes
 from vit_course.data import FashionMiniData
-from vit_course.files import written_whole
 from vit_course.training import EpochSeed, LitViT
 
 TARGET = Path(__file__).parent / "results" / "pooling.csv"
@@ -62,22 +61,6 @@ def train(pool: str, seed: int, epochs: int) -> list[dict]:
     return rows
 
 
-def read() -> list[dict]:
-    "The rows that are there."
-    if not TARGET.exists():
-        return []
-    with TARGET.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def save(rows: list[dict]):
-    TARGET.parent.mkdir(exist_ok=True)
-    with written_whole(TARGET) as part, part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -97,7 +80,7 @@ def main():
     asked = [(pool, seed) for seed in args.seeds for pool in ("cls", "mean")]
     recipe = yaml.safe_load(recipes()["quickstart"].read_text())
     epochs = args.epochs or recipe["trainer"]["max_epochs"]
-    rows = read()
+    rows = read_rows(TARGET)
     if args.again:
         rows = [row for row in rows if (row["pool"], int(row["seed"])) not in asked]
     there = Counter((row["pool"], int(row["seed"])) for row in rows)
@@ -109,9 +92,9 @@ def main():
             continue
         rows += train(pool, seed, epochs)
         if not args.again:
-            save(rows)
+            write_rows(TARGET, COLUMNS, rows)
         print(pool, seed, "test accuracy", rows[-1]["test_acc"], flush=True)
-    save(rows)
+    write_rows(TARGET, COLUMNS, rows)
 
 
 if __name__ == "__main__":

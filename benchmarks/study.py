@@ -33,15 +33,17 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from tables import read_rows, share_of, write_rows
 from timing import machine, quartiles
 
 from vit_course.data import CIFAR10Data, ImageFolderData
-from vit_course.files import written_whole
 from vit_course.training import EpochSeed, LitViT, save_model
 
 try:
@@ -288,15 +290,14 @@ def parts_of(options: dict) -> list[tuple[float, str]]:
     return [(share, work_of(part)) for share, part in parts if share]
 
 
-def times_of(works: list[str], source, rounds: int, each: int) -> dict[str, list[float]]:
-    "Seconds of single steps at each kind of work, some steps at a time, in turns."
-    times = {work: [] for work in works}
+def in_turns(works: dict[str, Callable[[], Clock]], rounds: int = 5) -> dict[str, tuple]:
+    "Quartiles of the seconds of a step of each work, which does a few steps at a time."
+    times = {name: [] for name in works}
     for i in range(rounds):
-        for work in works[:: 1 if i % 2 else -1]:
-            clock = train(json.loads(work), 0, each, source, validate=False)[1]
-            times[work] += clock.steps[2:]
+        for name in list(works)[:: 1 if i % 2 else -1]:
+            times[name] += works[name]().steps[2:]
         print(f"round {i + 1} of {rounds}", flush=True)
-    return times
+    return {name: quartiles(of) for name, of in times.items()}
 
 
 def measure_costs(
@@ -310,8 +311,9 @@ def measure_costs(
     if known and against not in known:
         raise ValueError(f"--against {against}: {path} has no such row; it has {', '.join(known)}")
     wanted = [name for name in steps if name in names or name == against]
-    works = list(dict.fromkeys(work for name in wanted for _, work in parts_of(steps[name])))
-    found = {work: quartiles(of) for work, of in times_of(works, source, rounds, each).items()}
+    works = dict.fromkeys(work for name in wanted for _, work in parts_of(steps[name]))
+    some_steps = lambda work: train(json.loads(work), 0, each, source, validate=False)[1]
+    found = in_turns({work: partial(some_steps, work) for work in works}, rounds)
 
     def seconds(name: str, quartile: int) -> float:
         return sum(share * found[work][quartile] for share, work in parts_of(steps[name]))
@@ -330,17 +332,12 @@ def write_costs(path: Path, steps: dict[str, dict], known: dict[str, dict]):
         same = [other for other in known if parts_of(steps[other]) == parts_of(steps[name])]
         if same and name not in known and name not in FORMATS:
             known[name] = known[same[0]] | {"step": name}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as part, part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COST_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(known[name] for name in steps if name in known)
+    write_rows(path, COST_COLUMNS, [known[name] for name in steps if name in known])
 
 
 def read(path: Path) -> dict[str, dict]:
     "Rows by their step."
-    with path.open(newline="") as file:
-        return {row["step"]: row for row in csv.DictReader(file)}
+    return {row["step"]: row for row in read_rows(path)}
 
 
 def machine_name() -> str:
@@ -351,6 +348,11 @@ def machine_name() -> str:
             f"torch {about['versions']['torch']}")
 
 
+def steps_for(minutes: float, ms: float) -> int:
+    "How many steps of so many milliseconds fit into so many minutes on two cores."
+    return int(120 * minutes / (1e-3 * ms))
+
+
 def steps_in(minutes: float, costs: Path) -> dict[str, int]:
     "How many steps of each recipe fit into so many minutes on two cores."
     if not costs.exists():
@@ -358,7 +360,7 @@ def steps_in(minutes: float, costs: Path) -> dict[str, int]:
                                 "by the same command with --costs")
     bought = {}
     for name, row in read(costs).items():
-        bought[name] = int(120 * minutes / (1e-3 * float(row["ms"])))
+        bought[name] = steps_for(minutes, float(row["ms"]))
     top = list(LADDER)[-1]
     return bought | ({name: bought[top] for name in FORMATS} if top in bought else {})
 
@@ -406,12 +408,8 @@ def measure_kept(runs: list[tuple[str, int]], args):
 
 def done(path: Path, key: tuple) -> bool:
     "Whether the run stands in the file."
-    if not path.exists():
-        return False
-    with path.open(newline="") as file:
-        rows = csv.DictReader(file)
-        keys = ((row["step"], float(row["minutes"]), int(row["seed"])) for row in rows)
-        return key in keys
+    rows = read_rows(path)
+    return key in ((row["step"], float(row["minutes"]), int(row["seed"])) for row in rows)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -451,13 +449,7 @@ def steps_asked(args) -> list[str]:
 
 def runs_asked(args, parser: argparse.ArgumentParser) -> list[tuple[str, int]]:
     "This command's share of the runs: recipes and seeds."
-    try:
-        mine, shares = map(int, args.share.split("/"))
-    except ValueError:
-        parser.error(f"--share {args.share}: write i/n, such as 0/2 and 1/2 for two commands")
-    if not 0 <= mine < shares:
-        parser.error(f"--share {args.share}: "
-                     "the first number counts from 0 and stays below the second")
+    mine, shares = share_of(args.share, parser)
     return [(step, seed) for seed in args.seeds for step in args.steps][mine::shares]
 
 

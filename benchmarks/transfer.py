@@ -14,15 +14,14 @@ accuracy. A run that stands in the file already is not made again, so the comman
 and started at will.
 """
 import argparse
-import csv
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from tables import read_rows, write_rows
 from torch import Tensor
 
 from vit_course.data import FashionMini, load_fashion_mini
-from vit_course.files import written_whole
 from vit_course.pretrained import layer_decay_groups
 from vit_course.training import LitViT, load_model
 from vit_course.vit import ViT
@@ -77,6 +76,7 @@ def accuracy(vit: ViT, images: Tensor, labels: Tensor) -> float:
 
 def run(way: str, count: int, steps: int, seed: int, mini: FashionMini) -> dict:
     "One row."
+    # loading a model draws random numbers, too, so the rows depend on its place here
     vit, lit = begin(way, seed), load_model("fashion")
     chosen = few(mini.train_labels, count, seed)
     images, labels = lay_down(lit, mini.train_images[chosen]), mini.train_labels[chosen]
@@ -84,22 +84,6 @@ def run(way: str, count: int, steps: int, seed: int, mini: FashionMini) -> dict:
     tests = lay_down(lit, mini.test_images[:1000])
     found = accuracy(vit, tests, mini.test_labels[:1000])
     return {"way": way, "labels": count, "steps": steps, "seed": seed, "accuracy": round(found, 4)}
-
-
-def read() -> list[dict]:
-    "The rows that are there."
-    if not TARGET.exists():
-        return []
-    with TARGET.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def save(rows: list[dict]):
-    TARGET.parent.mkdir(exist_ok=True)
-    with written_whole(TARGET) as part, part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def main():
@@ -113,14 +97,14 @@ def main():
     if not all(1 <= count <= 1000 for count in args.labels):
         parser.error(f"--labels {args.labels}: there are 1,000 bundled pictures of each class")
     torch.set_num_threads(args.threads)
-    mini, rows = load_fashion_mini(), read()
+    mini, rows = load_fashion_mini(), read_rows(TARGET)
     there = {tuple(row[name] for name in COLUMNS[:4]) for row in rows}
     asked = [(way, count, steps, seed) for steps in args.steps for seed in args.seeds
              for count in args.labels for way in WAYS]
     for wanted in asked:
         if tuple(map(str, wanted)) not in there:
             rows.append(run(*wanted, mini))
-            save(rows)
+            write_rows(TARGET, COLUMNS, rows)
             print(*rows[-1].values(), flush=True)
 
 

@@ -32,7 +32,7 @@ def test_a_row_comes_out_again(target, monkeypatch):
         rows = {tuple(list(row.values())[:4]): float(row["accuracy"])
                 for row in csv.DictReader(file)}
     run(monkeypatch, "--steps", "80", "--labels", "5", "--seeds", "1")
-    found = transfer.read()
+    found = transfer.read_rows(target)
     assert [row["way"] for row in found] == list(transfer.WAYS)
     for row in found:
         # another processor rounds otherwise, and 80 steps carry that on

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .inside import gradient_rollout, looking_inside
-from .rollout import attention_rollout, capture_attention
+from .rollout import _vit_of, attention_rollout, capture_attention
 
 # %% ../nbs/toolbox/faithfulness.ipynb #cfbbeb5d
 def erase_patches(
@@ -178,12 +178,7 @@ def _token_maps(model: nn.Module, images: Tensor, start_layer: int) -> dict[str,
 # %% ../nbs/toolbox/faithfulness.ipynb #6173c2e8
 def _check_maps(model: nn.Module, images: Tensor) -> None:
     "`ValueError` where a model and images have no maps of the class token and the answer."
-    vit = getattr(model, "vit", model)
-    if not hasattr(vit, "pool"):
-        raise ValueError(
-            f"model={type(model).__name__} is no ViT: "
-            "turn it into one by from_timm or its siblings (lesson 9)"
-        )
+    vit = _vit_of(model)
     if vit.pool != "cls":
         raise ValueError(
             f"model has pool={vit.pool!r}: "
