@@ -128,8 +128,10 @@ class LitCNN(ScheduledAdamW):
         return self.net(self.normalize(images))
 
 
-def train(options: dict, seed: int, steps: int, source) -> tuple[pl.LightningModule, Clock, object]:
-    "One run: the model, the clock with its steps, and the data."
+def train(
+    options: dict, seed: int, steps: int, source, change=None
+) -> tuple[pl.LightningModule, Clock, object]:
+    "One run: the model (after `change` was done to it), the clock with its steps, and the data."
     of_data = {name: options.get(name, 0.0) for name in study.OF_DATA}
     of_model = {name: value for name, value in options.items() if name not in study.OF_DATA}
     pl.seed_everything(seed, verbose=False)
@@ -137,6 +139,8 @@ def train(options: dict, seed: int, steps: int, source) -> tuple[pl.LightningMod
     data.img_size = source.img_size
     kind = LitCNN if "widths" in options else LitViT
     model = kind(**of_model, **{name: getattr(data, name) for name in LINKED})
+    if change:
+        change(model)
     plan = {"steps": steps, "processes": 1, "precision": "32-true", "ema": None}
     clock = Clock(plan)
     trainer = study.make_trainer(plan, [EpochSeed(seed), clock], validate=False, keep=None)
