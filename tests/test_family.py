@@ -125,6 +125,24 @@ def test_rotary_positions_survive_a_swap_and_a_format(tokens):
     close(layer.bfloat16().float()(tokens), expected, atol=0.05)
 
 
+def test_a_mask_that_leaves_only_the_token_itself_is_refused(tokens):
+    layer = LocalityAttention(24, 3)
+    for mask in (torch.ones(16, 16).tril().bool(), torch.eye(16, dtype=torch.bool)):
+        with pytest.raises(ValueError, match="nobody to look at"):
+            layer(tokens, mask)
+    neighbours = torch.eye(16).roll(1, 0).bool()  # each looks at one other token
+    assert layer(tokens, neighbours).isfinite().all()
+
+
+def test_a_swap_there_and_back_changes_nothing():
+    model = small_vit().eval()
+    images = torch.randn(2, 3, 12, 20)
+    before = model(images)
+    for name in ("bias", "rotary", "open"):
+        swap_attention(model, VARIANTS[name])
+    close(model(images), before)
+
+
 def test_windows_survive_a_checkpoint_and_a_copy(tokens):
     layer = WindowAttention(24, 3, grid=(4, 4), window=2, shift=1)
     other = WindowAttention(24, 3, grid=(4, 4), window=2, shift=1)

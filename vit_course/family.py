@@ -45,8 +45,9 @@ def swap_attention(
     for block in model.encoder.blocks:
         old = block.attn
         new = make(old.proj.in_features, old.num_heads)
-        # 1. the new layer's own weights, then all of the old one's
-        new.load_state_dict(new.state_dict() | old.state_dict())
+        # 1. the new layer's own weights, but the old one's where both have them
+        own = new.state_dict()
+        new.load_state_dict(own | {k: v for k, v in old.state_dict().items() if k in own})
         # 2. dropouts and path as they were; device, dtype and mode, too
         new.attn_dropout, new.proj_dropout, new.impl = old.attn_dropout, old.proj_dropout, old.impl
         block.attn = new.to(old.proj.weight).train(old.training)
@@ -124,7 +125,7 @@ def grid_turns(
     grid: tuple[int, int],  # (rows, cols) of patches
     head_dim: int,  # d, a multiple of 4
     num_prefix_tokens: int = 0,  # P tokens before the patches: they are not turned
-    base: float = 100.0,  # the slowest pair is nearly so many times slower than the fastest
+    base: float = 100.0,  # speeds fall from 1 to base ** (4 / d - 1)
 ) -> Tensor:  # (P + N, d / 2) complex numbers of length 1: half of them by row, half by column
     "Turns for rotary positions on a grid (Heo et al. 2024, §3.2, axial)."
     if head_dim % 4:
@@ -184,12 +185,12 @@ class LocalityAttention(OpenAttention):
 
     def change(self, q, k, v, mask):
         n = q.shape[-2]
-        if n < 2:
-            raise ValueError("x has 1 token, which has nobody to look at but itself: give more")
-        # 1. 0 for others, minus infinity for itself
-        itself = q.new_zeros(n, n).fill_diagonal_(-math.inf)
+        # 1. 0 for others, minus infinity for itself; with a mask, somebody else must be left
+        mask = _join(mask, q.new_zeros(n, n).fill_diagonal_(-math.inf))
+        if torch.isneginf(mask).all(dim=-1).any():
+            raise ValueError("mask leaves a token nobody to look at but itself, which is forbidden")
         # 2. a factor on the queries is a factor on the scores
-        return q * self.log_scale.exp(), k, v, _join(mask, itself)
+        return q * self.log_scale.exp(), k, v, mask
 
 # %% ../nbs/13_family.ipynb #abc67f60
 def move(
@@ -306,6 +307,7 @@ class WindowAttention(_Windows):
         windows = x[:, self.order].flatten(0, 1)
         inside = self.inside if self.inside is None else self.inside.repeat(len(x), 1, 1, 1)
         # 2. attention as ever; 3. every token back to its place
-        out, weights = super().forward(windows, inside, need_weights=True)
+        found = super().forward(windows, inside, need_weights)
+        out, weights = found if need_weights else (found, None)
         out = out.view(x.shape)[:, self.order.flatten().argsort()]
         return (out, self.whole(weights)) if need_weights else out
