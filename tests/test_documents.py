@@ -52,8 +52,8 @@ def test_make_help_lists_every_command():
         assert re.search(rf"^{name}\b", done.stdout, re.M)
 
 
-def test_there_are_the_ten_lessons():
-    assert [lesson.name[:2] for lesson in LESSONS] == [f"{i:02}" for i in range(1, 11)]
+def test_there_are_the_thirteen_lessons():
+    assert [lesson.name[:2] for lesson in LESSONS] == [f"{i:02}" for i in range(1, 14)]
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
@@ -105,6 +105,7 @@ def test_a_lesson_imports_only_lower_numbers(path):
     modules = {
         "positional": 1, "tokenizer": 2, "attention": 3, "encoder": 4, "vit": 5,
         "training": 6, "rollout": 7, "resolution": 8, "pretrained": 9,
+        "masked": 11, "distillation": 12, "family": 13,
     }
     for cell in cells(path, "code"):
         for name in imported(cell["source"]):

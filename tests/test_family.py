@@ -9,6 +9,7 @@ from torch import nn
 from vit_course.family import (BiasedAttention, GridBias, LocalityAttention, NormedAttention,
                                OpenAttention, RotaryAttention, ShiftedPatches, WindowAttention,
                                grid_turns, swap_attention, turn)
+from vit_course.training import LitViT, save_model
 from vit_course.vit import ViT
 
 VARIANTS = {
@@ -168,3 +169,11 @@ def test_a_mask_holds_beside_a_bias(tokens):
     assert not weights[..., ~allowed].any()
     added = torch.zeros(16, 16).masked_fill(~allowed, -torch.inf)
     close(layer(tokens, added), layer(tokens, allowed))
+
+
+def test_a_variant_is_not_saved_as_if_it_were_plain(tmp_path):
+    lit = LitViT(img_size=(12, 20), patch_size=4, num_classes=5, embed_dim=24, depth=2, num_heads=3)
+    swap_attention(lit.vit, VARIANTS["rotary"])  # no weights of its own: a reader could not tell
+    with pytest.raises(ValueError, match="RotaryAttention"):
+        save_model(lit, tmp_path / "model.safetensors")
+    assert not any(tmp_path.iterdir())

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FOREIGN', 'HOMES', 'TIMM', 'HUGGINGFACE', 'JAX', 'read_file', 'fetched', 'weights_of', 'no_place', 'table',
            'norm_eps', 'activation_name', 'torchvision_facts', 'timm_facts', 'huggingface_facts', 'torchvision_named',
-           'timm_named', 'huggingface_named', 'arrays_of', 'kind_of_positions', 'mlp_ratio', 'options_of', 'save_vit',
-           'load_vit', 'timm_names', 'to_timm']
+           'timm_named', 'huggingface_named', 'arrays_of', 'kind_of_positions', 'mlp_ratio', 'refuse_variants',
+           'options_of', 'save_vit', 'load_vit', 'timm_names', 'to_timm']
 
 # %% ../nbs/toolbox/sources.ipynb #21a91849
 import json
@@ -21,7 +21,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .attention import MultiHeadAttention
 from .files import save_tensors
+
 from .positional import LearnedPositions
 from .tokenizer import EarlyConvStem, kernel_from_linear
 from .vit import ACTIVATIONS, ViT, make_positions
@@ -425,12 +427,23 @@ def _block_options(vit: ViT) -> dict:
         "drop_path": float(blocks[-1].drop_path1.p),
     }
 
+# %% ../nbs/toolbox/sources.ipynb #4e2356bd
+def refuse_variants(vit: ViT) -> None:
+    "Raise `ValueError` for layers that no option makes: options and weights would lose them."
+    attention = [(type(block.attn), MultiHeadAttention) for block in vit.encoder.blocks]
+    for kind, ours in [(type(vit), ViT), *attention]:
+        if kind is not ours:
+            raise ValueError(f"vit has a {kind.__name__}, which no option of ViT makes: keep its "
+                             "state_dict, and build the model by the code that built it")
+
+
 # %% ../nbs/toolbox/sources.ipynb #f0e3e0ed
 def options_of(
     vit: ViT,
 ) -> dict:  # `ViT(**options_of(vit))` has the same parts
     "Options that make a model with the same parts; `ValueError` where there are none."
     last, block, late = _last_layer(vit), vit.encoder.blocks[0], isinstance(vit.head, nn.Sequential)
+    refuse_variants(vit)
     return _outer_options(vit, last) | _block_options(vit) | {
         "class_token": vit.class_token is not None,
         "num_registers": 0 if vit.registers is None else vit.registers.shape[1],

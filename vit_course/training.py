@@ -26,6 +26,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from .files import save_tensors
 from .optimizers import make_optimizer, time_share
+from .sources import refuse_variants
 from .vit import ViT
 
 # %% ../nbs/06_training.ipynb #1f2ceea2
@@ -356,6 +357,9 @@ def save_model(
     path: str | Path,  # ends in .safetensors; must not exist
 ) -> None:
     "Weights and options in one safetensors file, written whole or not at all."
+    # 1. what no option makes, the file could not give back
+    refuse_variants(model.vit)
+    # 2. options as text, beside the weights
     options = {k: v for k, v in model.hparams.items() if not k.startswith("_")}
     save_tensors(model.vit, path, {"options": json.dumps(options)})
 
