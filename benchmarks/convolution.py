@@ -128,24 +128,39 @@ class LitCNN(ScheduledAdamW):
         return self.net(self.normalize(images))
 
 
-def train(
-    options: dict, seed: int, steps: int, source, change=None
-) -> tuple[pl.LightningModule, Clock, object]:
-    "One run: the model (after `change` was done to it), the clock with its steps, and the data."
+def make_model(options: dict, linked: dict) -> pl.LightningModule:
+    "The model that the options are of; `linked` comes from the data."
+    return (LitCNN if "widths" in options else LitViT)(**options, **linked)
+
+
+def begin(options: dict, seed: int, source, make=make_model) -> tuple[pl.LightningModule, object]:
+    "A run before its first step: the model, and the data."
     of_data = {name: options.get(name, 0.0) for name in study.OF_DATA}
     of_model = {name: value for name, value in options.items() if name not in study.OF_DATA}
     pl.seed_everything(seed, verbose=False)
     data = study.data_of(source, of_data, 1)
     data.img_size = source.img_size
-    kind = LitCNN if "widths" in options else LitViT
-    model = kind(**of_model, **{name: getattr(data, name) for name in LINKED})
-    if change:
-        change(model)
+    return make(of_model, {name: getattr(data, name) for name in LINKED}), data
+
+
+def fit(model: pl.LightningModule, data, seed: int, steps: int) -> Clock:
+    "All steps of a run: the clock with each one's time."
     plan = {"steps": steps, "processes": 1, "precision": "32-true", "ema": None}
     clock = Clock(plan)
     trainer = study.make_trainer(plan, [EpochSeed(seed), clock], validate=False, keep=None)
     trainer.fit(model, data)
-    return model.eval(), clock, data
+    model.eval()
+    return clock
+
+
+def train(
+    options: dict, seed: int, steps: int, source, change=None
+) -> tuple[pl.LightningModule, Clock, object]:
+    "One run: the model (after `change` was done to it), the clock with its steps, and the data."
+    model, data = begin(options, seed, source)
+    if change:
+        change(model)
+    return model, fit(model, data, seed, steps), data
 
 
 def clothes(images: int, seed: int) -> FashionMiniData:

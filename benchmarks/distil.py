@@ -27,21 +27,20 @@ import logging
 import statistics
 import warnings
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import convolution
 import pytorch_lightning as pl
-import study
 import torch
 import torch.nn.functional as F
-from convolution import CLOTHES, MODELS, SHIFTS, STEPS, LitCNN, clothes
-from study import LINKED, RESULTS, Clock, append
+from convolution import CLOTHES, MODELS, SHIFTS, STEPS, clothes
+from study import RESULTS, append
 from tables import read_rows
 from torch import Tensor, nn
 
 from vit_course.augment import make_augmentation
 from vit_course.distillation import DistilledViT, LitDistilled
-from vit_course.training import EpochSeed, LitViT
 
 CNN = {"lr": 0.002} | MODELS["CNN"]
 VIT = {"lr": 0.008} | MODELS["plain ViT"]
@@ -78,34 +77,23 @@ COLUMNS = {
 
 def make_model(options: dict, linked: dict, teacher: nn.Module | None) -> pl.LightningModule:
     "The model that the options are of; a student with its teacher."
-    if "widths" in options:
-        return LitCNN(**options, **linked)
     if "kind" not in options:
-        return LitViT(**options, **linked)
+        return convolution.make_model(options, linked)
     student = LitDistilled(**{"token": False} | options, **linked)
     return student.taught_by(teacher) if teacher else student
 
 
 def begin(options: dict, seed: int, images: int, teacher: nn.Module | None = None) -> tuple:
     "A run before its first step: the model, and the data."
-    options = CLOTHES | options
-    of_data = {name: options.get(name, 0.0) for name in study.OF_DATA}
-    of_model = {name: value for name, value in options.items() if name not in study.OF_DATA}
-    pl.seed_everything(seed, verbose=False)
-    source = clothes(images, seed)
-    data = study.data_of(source, of_data, 1)
-    data.img_size = source.img_size
-    return make_model(of_model, {name: getattr(data, name) for name in LINKED}, teacher), data
+    make = partial(make_model, teacher=teacher)
+    return convolution.begin(CLOTHES | options, seed, clothes(images, seed), make)
 
 
 def train(options: dict, seed: int, images: int, teacher: nn.Module | None = None) -> tuple:
     "One run, as those of convolution.py: the model, the seconds of its steps, and the data."
     model, data = begin(options, seed, images, teacher)
-    plan = {"steps": STEPS, "processes": 1, "precision": "32-true", "ema": None}
-    clock = Clock(plan)
-    trainer = study.make_trainer(plan, [EpochSeed(seed), clock], validate=False, keep=None)
-    trainer.fit(model, data)
-    return model.eval(), round(sum(clock.steps)), data
+    clock = convolution.fit(model, data, seed, STEPS)
+    return model, round(sum(clock.steps)), data
 
 
 class Teachers:
