@@ -18,14 +18,19 @@ from .training import LitViT, check_targets, process_count
 from .vit import ViT, drop_patches, insert_tokens, make_positions
 
 # %% ../nbs/12_distillation.ipynb #39835ce3
+def _check_temperature(temperature: float):
+    "Raise `ValueError` for a temperature that cannot be divided by."
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature} must be above 0: 1 leaves answers as they are")
+
+
 def _check_logits(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0):
     "Raise `ValueError` for answers that cannot be compared."
     ours, theirs = tuple(student_logits.shape), tuple(teacher_logits.shape)
     if ours != theirs:
         raise ValueError(f"teacher_logits of shape {theirs} must have the shape of "
                          f"student_logits, {ours}: the same images, the same classes")
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature} must be above 0: 1 leaves answers as they are")
+    _check_temperature(temperature)
 
 # %% ../nbs/12_distillation.ipynb #05180f82
 def soft_distillation_loss(
@@ -130,8 +135,7 @@ def _check_way(kind: str, temperature: float, weight: float):
     "Raise `ValueError` for a way of teaching that does not exist."
     if kind not in ("soft", "hard", "labels"):
         raise ValueError(f"kind={kind!r} is not known: use 'soft', 'hard' or 'labels'")
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature} must be above 0: 1 leaves answers as they are")
+    _check_temperature(temperature)
     if not 0 <= weight <= 1:
         raise ValueError(f"weight={weight} must be a share of the loss: 0 to 1")
 
