@@ -40,7 +40,7 @@ On Colab nothing is kept by itself: choose
 the file with the points goes when its machine does."""
 
 # pages without a learners' notebook: named, not linked, since a learner's folder does not hold them
-ELSEWHERE = re.compile(r"\[([^\]]+)\]\(((?:toolbox/|(?:09|10)_)[^)]*)\)")
+ELSEWHERE = re.compile(r"\[([^\]]+)\]\(((?:toolbox/|10_)[^)]*)\)")
 SETUP = "from vit_course.exercises import check, hint, progress, solution, use"
 LADDER = '# hint("{0}")\n# solution("{0}")\n# use("{0}")'
 SLOW = (

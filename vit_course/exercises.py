@@ -129,7 +129,8 @@ def find(name: str) -> Exercise:
 
 # %% ../nbs/toolbox/exercises.ipynb #922174ae
 MODULES = ("positional", "tokenizer", "attention", "encoder",
-           "vit", "training", "rollout", "resolution")
+           "vit", "training", "rollout", "resolution",
+           "pretrained", "masked", "distillation", "family")
 
 # %% ../nbs/toolbox/exercises.ipynb #358010bb
 class _Later:
