@@ -118,9 +118,10 @@ def _image_address(image: Tensor) -> str:  # (C, H, W) in 0..1
 # %% ../nbs/toolbox/interactive.ipynb #4f9245bb
 def _prefix_names(vit: nn.Module) -> list[str]:
     "What the tokens before the patches are called."
-    n_class = int(vit.class_token is not None)
-    registers = range(1, vit.num_prefix_tokens - n_class + 1)
-    return ["class token"] * n_class + [f"register {k}" for k in registers]
+    named = ["class token"] if vit.class_token is not None else []
+    named += ["distillation token"] if hasattr(vit, "dist_token") else []  # lesson 12
+    registers = range(1, vit.num_prefix_tokens - len(named) + 1)
+    return named + [f"register {k}" for k in registers]
 
 # %% ../nbs/toolbox/interactive.ipynb #28f0ed69
 def _answer_names(vit: nn.Module, outputs: int, classes: list[str] | None) -> list[str]:

@@ -241,7 +241,7 @@ def slots_of(
     return slots
 
 # %% ../nbs/toolbox/matching.ipynb #cb69d7f6
-_OUTWARD = re.compile(r"(^|\.)(w?_?o|.*out.*|proj|[co]_proj)(\.weight|\.bias)?$")
+_OUTWARD = re.compile(r"(^|\.)(w?_?o|[^.]*out[^.]*(\.\d+)?|proj|[co]_proj)(\.weight|\.bias)?$")
 
 # %% ../nbs/toolbox/matching.ipynb #ec0da91f
 def _first(pool: list[Weight], count: int, like: Slot) -> Weight | None:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FOREIGN', 'HOMES', 'TIMM', 'HUGGINGFACE', 'JAX', 'read_file', 'fetched', 'weights_of', 'no_place', 'table',
            'norm_eps', 'activation_name', 'torchvision_facts', 'timm_facts', 'huggingface_facts', 'torchvision_named',
-           'timm_named', 'huggingface_named', 'arrays_of', 'kind_of_positions', 'mlp_ratio', 'refuse_variants',
-           'options_of', 'save_vit', 'load_vit', 'timm_names', 'to_timm']
+           'timm_named', 'huggingface_named', 'arrays_of', 'kind_of_positions', 'mlp_ratio', 'variants_in',
+           'refuse_variants', 'options_of', 'save_vit', 'load_vit', 'timm_names', 'to_timm']
 
 # %% ../nbs/toolbox/sources.ipynb #21a91849
 import json
@@ -428,14 +428,18 @@ def _block_options(vit: ViT) -> dict:
     }
 
 # %% ../nbs/toolbox/sources.ipynb #4e2356bd
+def variants_in(vit: ViT) -> list[str]:
+    "Kinds of layers that no option of `ViT` makes; a list with nothing in it for a `ViT` as it is."
+    attention = [(type(block.attn), MultiHeadAttention) for block in vit.encoder.blocks]
+    found = [kind.__name__ for kind, ours in [(type(vit), ViT), *attention] if kind is not ours]
+    return list(dict.fromkeys(found))
+
+
 def refuse_variants(vit: ViT) -> None:
     "Raise `ValueError` for layers that no option makes: options and weights would lose them."
-    attention = [(type(block.attn), MultiHeadAttention) for block in vit.encoder.blocks]
-    for kind, ours in [(type(vit), ViT), *attention]:
-        if kind is not ours:
-            raise ValueError(f"vit has a {kind.__name__}, which no option of ViT makes: keep its "
-                             "state_dict, and build the model by the code that built it")
-
+    if found := variants_in(vit):
+        raise ValueError(f"vit has a {found[0]}, which no option of ViT makes: keep its "
+                         "state_dict, and build the model by the code that built it")
 
 # %% ../nbs/toolbox/sources.ipynb #f0e3e0ed
 def options_of(
