@@ -35,7 +35,7 @@ def random_masking(
     # 3. the first K places stay, with all D numbers of their tokens
     k = max(1, int(count * (1 - ratio)))
     kept = tokens.gather(1, order[:, :k, None].expand(-1, -1, dim))
-    # 4. whoever went to place K or beyond is hidden
+    # 4. whoever went to place K or beyond is hidden: 1, else 0, in the tokens' dtype
     return kept, (restore >= k).to(tokens.dtype), restore
 
 # %% ../nbs/11_masked_autoencoder.ipynb #a883d228
@@ -82,12 +82,13 @@ class PixelDecoder(nn.Module):
         _init_decoder(self)
 
     def forward(self, features: Tensor, restore: Tensor) -> Tensor:  # (B, N, p * p * C)
-        # 1. to the decoder's width: (B, prefix + K, dim)
+        # 1. features (B, prefix + K, in_dim) to the decoder's width: (B, prefix + K, dim)
         prefix, visible = self.embed(features).tensor_split([self.num_prefix_tokens], dim=1)
-        # 2. all patches in their places, then positions, for the mask tokens too
+        # 2. prefix in front, then all patches in their places: (B, prefix + N, dim)
         x = torch.cat([prefix, unshuffle(visible, restore, self.mask_token)], dim=1)
+        # 3. positions, for the mask tokens too; the blocks; the norm
         x = self.norm(self.encoder(self.positions(x)))
-        # 3. pixels, of the patches alone
+        # 4. pixels, of the patches alone
         return self.head(x[:, self.num_prefix_tokens :])
 
 # %% ../nbs/11_masked_autoencoder.ipynb #4d911bfb
@@ -98,10 +99,11 @@ def patch_targets(
     eps: float = 1e-6,  # added to the variance: a patch may be of one colour
 ) -> Tensor:  # (B, N, p * p * C)
     "What the decoder should say: each patch's pixels, plain or normalised (He et al. 2022, §3)."
+    # 1. plain pixels, where no more is asked for
     patches = patchify(images, patch_size)
     if not normalize:
         return patches
-    # over the numbers of one patch; variance with n - 1, as the paper's code has it
+    # 2. over the numbers of one patch; variance with n - 1, as the paper's code has it
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
     return (patches - mean) / (variance + eps).sqrt()
 
@@ -118,7 +120,7 @@ def masked_loss(
                          "(B, N, P), (B, N, P), (B, N)".format(*shapes))
     # 1. one error a patch: (B, N)
     error = (prediction - target).square().mean(dim=-1)
-    # 2. the mean of those that were hidden
+    # 2. the mean of those that were hidden, in all images together
     return (error * mask).sum() / mask.sum()
 
 # %% ../nbs/11_masked_autoencoder.ipynb #63a9b8a2
