@@ -161,6 +161,7 @@ def distillation_loss(
         second = hard_distillation_loss(told, teacher_logits)
     else:
         second = F.cross_entropy(told, labels, label_smoothing=label_smoothing)
+    # 3. one number: the weight is the second one's share
     return (1 - weight) * from_labels + weight * second
 
 # %% ../nbs/12_distillation.ipynb #253880d5

@@ -74,13 +74,17 @@ def join_qkv(
     weights: dict[str, Tensor],  # with ...attn.q.weight, ...attn.k.weight, ...attn.v.weight
 ) -> dict[str, Tensor]:  # with ...attn.qkv.weight in their place
     "Three layers as one, in the order query, key, value; a bias that no block has counts as 0."
-    joined = dict(weights)
+    # 1. refuse what was lost on the way (`_check_lost`); the dictionary that came in stays as it is
     _check_lost(weights)
+    joined = dict(weights)
+    # 2. every layer that comes in three, found by its query
     for name in [n for n in weights if n.endswith("attn.q.weight")]:
         stem = name.removesuffix("q.weight")
+        # 3. take the parts out: query, key, value; a bias that is not there is 0
         matrices = [joined.pop(f"{stem}{part}.weight") for part in "qkv"]
-        none = torch.zeros(len(matrices[0]))
+        none = matrices[0].new_zeros(len(matrices[0]))
         biases = [joined.pop(f"{stem}{part}.bias", none) for part in "qkv"]
+        # 4. put them in as one, one below the other
         joined[f"{stem}qkv.weight"] = torch.cat(matrices)
         joined[f"{stem}qkv.bias"] = torch.cat(biases)
     return joined
@@ -142,13 +146,15 @@ def sizes_of(
 # %% ../nbs/09_pretrained.ipynb #0bddeee2
 def find_grid(
     n_positions: int,
-    prefixes: tuple[int, ...],  # how many of them may belong to tokens that are no patches
+    prefixes: tuple[int, ...],  # how many may belong to tokens that are no patches, in order
 ) -> tuple[int, int]:  # (rows, cols)
     "The square grid that so many positions are for."
+    # 1. the first number of other tokens that leaves a square, with at least one patch
     for prefix in prefixes:
         side = round(max(0, n_positions - prefix) ** 0.5)
         if side > 0 and side * side + prefix == n_positions:
             return side, side
+    # 2. no guess where none does
     raise ValueError(f"{n_positions} positions fit no square grid: give img_size=(H, W)")
 
 # %% ../nbs/09_pretrained.ipynb #32c31477
@@ -288,13 +294,18 @@ def turn_kernel(
     value: Tensor,
 ) -> tuple[str, Tensor]:  # ending in weight or bias, laid out as PyTorch's
     "A JAX array as PyTorch keeps it: outputs first, heads together."
-    name = re.sub(r"(kernel|scale)$", "weight", name) if not name.endswith("gamma") else name
+    # 1. kernel and scale are both called weight here; a bias keeps its name
+    name = re.sub(r"(kernel|scale)$", "weight", name)
+    # 2. the stem's convolution
     if "stem" in name and value.ndim == 4:
         return name, rearrange(value, "p q c d -> d c p q")
+    # 3. query, key and value: heads together, of matrices and of biases
     if re.search(r"attn\.[qkv]\.", name):
         return name, rearrange(value, "i h d -> (h d) i" if value.ndim == 3 else "h d -> (h d)")
+    # 4. the output of attention
     if value.ndim == 3 and name.endswith("proj.weight"):
         return name, rearrange(value, "h d o -> o (h d)")
+    # 5. any other matrix; all else stays
     return name, value.T if value.ndim == 2 else value
 
 # %% ../nbs/09_pretrained.ipynb #34828060
@@ -314,8 +325,10 @@ def layer_of(
     depth: int,  # number of blocks
 ) -> int:  # 0 for stem, tokens and positions; 1, 2, ... for the blocks; depth + 1 for norm and head
     "How far up a parameter sits."
+    # 1. the blocks, whose numbers in names begin with 0
     if name.startswith("encoder.blocks."):
         return 1 + int(name.split(".")[2])
+    # 2. the last norm and the head are above them, all else below
     return depth + 1 if name.startswith(("norm", "head")) else 0
 
 # %% ../nbs/09_pretrained.ipynb #a2f7e3a5
