@@ -76,7 +76,8 @@ class GridBias(nn.Module):
     ):
         super().__init__()
         (rows, cols), self.prefix = grid, num_prefix_tokens
-        # 1. offsets from -(rows - 1) to rows - 1, and likewise for the columns
+        # 1. a number for each head and offset, -(rows - 1) to rows - 1, and likewise the columns;
+        #    small ones at the start: truncated normal, std 0.02
         self.table = nn.Parameter(torch.empty(num_heads, 2 * rows - 1, 2 * cols - 1))
         nn.init.trunc_normal_(self.table, std=0.02)
         # 2. each pair's cell of the table, counted from 0; made again from the sizes, so not saved

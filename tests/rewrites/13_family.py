@@ -33,3 +33,67 @@ def grid_offsets(grid):
     col = repeat(torch.arange(grid[1]), "c -> (r c)", r=grid[0])
     place = rearrange([row, col], "two n -> n two")
     return rearrange(place, "j two -> 1 j two") - rearrange(place, "i two -> i 1 two")
+
+# === GridBias: flat and heads last, as in Swin's code
+class GridBias(nn.Module):
+    def __init__(self, num_heads, grid, num_prefix_tokens=0):
+        super().__init__()
+        self.p, (rows, cols) = num_prefix_tokens, grid
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * rows - 1) * (2 * cols - 1), num_heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        index = grid_offsets(grid) + torch.tensor([rows - 1, cols - 1])
+        index[..., 0] *= 2 * cols - 1
+        self.register_buffer("index", index.sum(-1), persistent=False)
+
+    def forward(self):
+        n = self.p + len(self.index)
+        bias = self.relative_position_bias_table[self.index].permute(2, 0, 1)
+        whole = bias.new_zeros(len(bias), n, n)
+        whole[:, self.p :, self.p :] = bias
+        return whole
+
+# === GridBias: an nn.Embedding, cells found in forward
+class GridBias(nn.Module):
+    def __init__(self, num_heads, grid, num_prefix_tokens=0):
+        super().__init__()
+        self.grid, self.n_prefix = tuple(grid), num_prefix_tokens
+        self.numbers = nn.Embedding((2 * grid[0] - 1) * (2 * grid[1] - 1), num_heads)
+        nn.init.trunc_normal_(self.numbers.weight, std=0.02)
+
+    def forward(self):
+        rows, cols = self.grid
+        down, right = grid_offsets(self.grid).unbind(-1)
+        cell = (down + rows - 1) * (2 * cols - 1) + (right + cols - 1)
+        bias = rearrange(self.numbers(cell), "i j h -> h i j")
+        return nn.ZeroPad2d((self.n_prefix, 0, self.n_prefix, 0))(bias)
+
+# === GridBias: query by query, a window of the table each
+class GridBias(nn.Module):
+    def __init__(self, num_heads, grid, num_prefix_tokens=0):
+        super().__init__()
+        self.rows, self.cols = grid
+        self.prefix = num_prefix_tokens
+        self.b = nn.Parameter(0.02 * torch.randn(num_heads, 2 * self.rows - 1, 2 * self.cols - 1))
+
+    def forward(self):
+        lines = []
+        for r in range(self.rows):
+            for c in range(self.cols):
+                top, left = self.rows - 1 - r, self.cols - 1 - c
+                seen = self.b[:, top : top + self.rows, left : left + self.cols]
+                lines.append(seen.reshape(len(self.b), -1))
+        return F.pad(torch.stack(lines, dim=1), (self.prefix, 0, self.prefix, 0))
+
+# === GridBias: columns before rows, joined from blocks
+class GridBias(nn.Module):
+    def __init__(self, num_heads, grid, num_prefix_tokens=0):
+        super().__init__()
+        (r, c), self.prefix = grid, num_prefix_tokens
+        self.table = nn.Parameter(nn.init.trunc_normal_(torch.empty(2 * c - 1, 2 * r - 1, num_heads), std=0.02))
+        self.cells = grid_offsets(grid).add(torch.tensor([r - 1, c - 1]))
+
+    def forward(self):
+        bias = self.table.permute(2, 1, 0)[:, self.cells[:, :, 0], self.cells[:, :, 1]]
+        h, n, _ = bias.shape
+        bias = torch.cat([torch.zeros(h, self.prefix, n).to(bias), bias], dim=1)
+        return torch.cat([torch.zeros(h, n + self.prefix, self.prefix).to(bias), bias], dim=2)
