@@ -97,3 +97,31 @@ class GridBias(nn.Module):
         h, n, _ = bias.shape
         bias = torch.cat([torch.zeros(h, self.prefix, n).to(bias), bias], dim=1)
         return torch.cat([torch.zeros(h, n + self.prefix, self.prefix).to(bias), bias], dim=2)
+
+# === turn: written out, cosines and sines
+def turn(x, turns):
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    cos, sin = turns.real, turns.imag
+    a, b = wide[..., 0::2], wide[..., 1::2]
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)
+
+# === turn: einops and torch.complex
+def turn(x, turns):
+    a, b = rearrange(x, "... (i two) -> two ... i", two=2)
+    if x.dtype in (torch.float16, torch.bfloat16):
+        a, b = a.float(), b.float()
+    z = torch.complex(a.contiguous(), b.contiguous()) * turns
+    return rearrange([z.real, z.imag], "two ... i -> ... (i two)").to(x.dtype)
+
+# === turn: a little matrix for each pair
+def turn(x, turns):
+    c, s = turns.real, turns.imag
+    matrices = torch.stack([torch.stack([c, -s], -1), torch.stack([s, c], -1)], dim=-2)
+    pairs = x.reshape(*x.shape[:-1], -1, 2, 1).to(torch.promote_types(x.dtype, c.dtype))
+    return (matrices.to(pairs.dtype) @ pairs).reshape(x.shape).to(x.dtype)
+
+# === turn: two cosines and two sines a pair, neighbours swapped
+def turn(x, turns):
+    cos, sin = (t.repeat_interleave(2, dim=-1) for t in (turns.real, turns.imag))
+    other = x.unflatten(-1, (-1, 2)).flip(-1) * torch.tensor([-1.0, 1.0], dtype=x.dtype)
+    return (x * cos + other.flatten(-2) * sin).to(x.dtype)
