@@ -125,3 +125,61 @@ def turn(x, turns):
     cos, sin = (t.repeat_interleave(2, dim=-1) for t in (turns.real, turns.imag))
     other = x.unflatten(-1, (-1, 2)).flip(-1) * torch.tensor([-1.0, 1.0], dtype=x.dtype)
     return (x * cos + other.flatten(-2) * sin).to(x.dtype)
+
+# === same_window: four loops
+def same_window(grid, window, shift=0):
+    rows, cols = grid
+    names = [((r - shift) // window, (c - shift) // window) for r in range(rows) for c in range(cols)]
+    return torch.tensor([[a == b for b in names] for a in names])
+
+# === same_window: rows and columns apart, joined at the end
+def same_window(grid, window, shift=0):
+    row, col = ((torch.arange(n) - shift) // window for n in grid)
+    rows, cols = (t[:, None] == t for t in (row, col))
+    n = grid[0] * grid[1]
+    return (rows[:, None, :, None] & cols[None, :, None, :]).reshape(n, n)
+
+# === same_window: a name for each window
+def same_window(grid, window, shift=0):
+    n = torch.arange(grid[0] * grid[1])
+    row = torch.floor((n // grid[1] - shift) / window)
+    col = torch.floor((n % grid[1] - shift) / window)
+    name = row * 1000 + col
+    return torch.eq(name.unsqueeze(0), name.unsqueeze(1))
+
+# === same_window: a product of two masks
+def same_window(grid, window, shift=0):
+    sides = []
+    for n in grid:
+        number = (torch.arange(n) + window - shift) // window
+        sides.append(number[:, None] == number[None, :])
+    return torch.kron(sides[0].int(), sides[1].int()).bool()
+
+# === window_order: view, permute, reshape
+def window_order(grid, window, shift=0):
+    (rows, cols), w = grid, window
+    picture = torch.arange(rows * cols).view(rows, cols)
+    picture = torch.roll(picture, shifts=[-shift, -shift], dims=[0, 1])
+    return picture.view(rows // w, w, cols // w, w).permute(0, 2, 1, 3).reshape(-1, w * w)
+
+# === window_order: loops
+def window_order(grid, window, shift=0):
+    rows, cols = grid
+    found = []
+    for top in range(0, rows, window):
+        for left in range(0, cols, window):
+            inside = [(top + r, left + c) for r in range(window) for c in range(window)]
+            found.append([(r + shift) % rows * cols + (c + shift) % cols for r, c in inside])
+    return torch.tensor(found)
+
+# === window_order: unfold, pieces joined again
+def window_order(grid, window, shift=0):
+    picture = torch.arange(grid[0] * grid[1]).reshape(*grid)
+    picture = torch.cat([picture[shift:], picture[:shift]], dim=0)
+    picture = torch.cat([picture[:, shift:], picture[:, :shift]], dim=1)
+    return picture.unfold(0, window, window).unfold(1, window, window).flatten(2).flatten(0, 1)
+
+# === window_order: a picture with one channel, cut by patchify
+def window_order(grid, window, shift=0):
+    picture = torch.arange(grid[0] * grid[1]).view(1, 1, *grid).roll((-shift, -shift), (2, 3))
+    return patchify(picture, window)[0]
