@@ -76,8 +76,8 @@ class GridBias(nn.Module):
     ):
         super().__init__()
         (rows, cols), self.prefix = grid, num_prefix_tokens
-        # 1. a number for each head and offset, -(rows - 1) to rows - 1, and likewise the columns;
-        #    small ones at the start: truncated normal, std 0.02
+        # 1. a number for each head, offset in rows (-(rows - 1) to rows - 1) and in columns, with its
+        #    axes in this order; small ones at the start: truncated normal, std 0.02
         self.table = nn.Parameter(torch.empty(num_heads, 2 * rows - 1, 2 * cols - 1))
         nn.init.trunc_normal_(self.table, std=0.02)
         # 2. each pair's cell of the table, counted from 0; made again from the sizes, so not saved
@@ -211,15 +211,17 @@ class ShiftedPatches(nn.Module):
         moves: list[tuple[int, int]] | None = None,  # (right, down); None: half a patch, diagonal
     ):
         super().__init__()
+        # 1. by default four moves by half a patch, rounded down: to the left and up, the right and up,
+        #    the left and down, the right and down
         half = patch_size // 2
         diagonal = [(x, y) for y in (-half, half) for x in (-half, half)]
         self.patch_size, self.moves = patch_size, diagonal if moves is None else moves
-        # 1. the picture and its moved copies: so many numbers a patch
+        # 2. so many numbers a patch, of the picture and its moved copies: a norm, a linear layer
         width = (1 + len(self.moves)) * in_chans * patch_size**2
         self.norm, self.proj = nn.LayerNorm(width), nn.Linear(width, embed_dim)
 
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W) -> (B, N, D)
-        # 2. on top of each other, along the channels; then cut, normed, projected
+        # 3. on top of each other, along the channels, the picture first; then cut, normed, projected
         layers = [images, *(move(images, *by) for by in self.moves)]
         return self.proj(self.norm(patchify(torch.cat(layers, dim=1), self.patch_size)))
 

@@ -183,3 +183,63 @@ def window_order(grid, window, shift=0):
 def window_order(grid, window, shift=0):
     picture = torch.arange(grid[0] * grid[1]).view(1, 1, *grid).roll((-shift, -shift), (2, 3))
     return patchify(picture, window)[0]
+
+# === ShiftedPatches: copies cut one by one, joined afterwards
+class ShiftedPatches(nn.Module):
+    def __init__(self, patch_size, in_chans, embed_dim, moves=None):
+        super().__init__()
+        h = patch_size // 2
+        self.p = patch_size
+        self.by = [(-h, -h), (h, -h), (-h, h), (h, h)] if moves is None else list(moves)
+        n = in_chans * patch_size * patch_size * (len(self.by) + 1)
+        self.layers = nn.Sequential(nn.LayerNorm(n), nn.Linear(n, embed_dim))
+
+    def forward(self, images):
+        pictures = [images] + [move(images, right, down) for right, down in self.by]
+        return self.layers(torch.cat([patchify(picture, self.p) for picture in pictures], dim=2))
+
+# === ShiftedPatches: colours before pixels, cut by einops, moved by slices
+class ShiftedPatches(nn.Module):
+    def __init__(self, patch_size, in_chans, embed_dim, moves=None):
+        super().__init__()
+        if moves is None:
+            moves = [(int(x) * (patch_size // 2), int(y) * (patch_size // 2))
+                     for x, y in ((-1, -1), (1, -1), (-1, 1), (1, 1))]
+        self.patch_size, self.moves = patch_size, moves
+        self.proj = nn.Linear(patch_size**2 * in_chans * (1 + len(moves)), embed_dim)
+        self.norm = nn.LayerNorm(self.proj.in_features)
+
+    def forward(self, images):
+        height, width = images.shape[2:]
+        pile = [images]
+        for right, down in self.moves:
+            rows, cols = torch.arange(height) - down, torch.arange(width) - right
+            inside = ((rows >= 0) & (rows < height))[:, None] & ((cols >= 0) & (cols < width))
+            copy = images[:, :, rows.clamp(0, height - 1)][..., cols.clamp(0, width - 1)]
+            pile.append(copy * inside)
+        p = self.patch_size
+        tokens = rearrange(pile, "m b c (r p) (s q) -> b (r s) (m c p q)", p=p, q=p)
+        return self.proj(self.norm(tokens))
+
+# === ShiftedPatches: a functional norm, copies made into one tensor
+class ShiftedPatches(nn.Module):
+    def __init__(self, patch_size, in_chans, embed_dim, moves=None):
+        super().__init__()
+        half = patch_size // 2
+        self.patch_size = patch_size
+        self.moves = [(-half, -half), (half, -half), (-half, half), (half, half)]
+        if moves is not None:
+            self.moves = moves
+        width = (1 + len(self.moves)) * in_chans * patch_size**2
+        self.gain = nn.Parameter(torch.ones(width))
+        self.shift = nn.Parameter(torch.zeros(width))
+        self.lin = nn.Linear(width, embed_dim)
+
+    def forward(self, images):
+        pile = images
+        for x, y in self.moves:
+            pile = torch.cat((pile, F.pad(images, (x, -x, y, -y))), 1)
+        tokens = patchify(pile, self.patch_size)
+        mean = tokens.mean(-1, keepdim=True)
+        std = (tokens.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+        return self.lin((tokens - mean) / std * self.gain + self.shift)
