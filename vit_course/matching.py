@@ -210,7 +210,8 @@ def _shifted(module, name):
     sizes = {"row": p, "column": p, "copy": copies, "colour": width // (p**2 * copies)}
     fill = lambda value, part: {f"{name}{part}": value.reshape(*value.shape[:-4], width)}
     slots = [Slot("plain", tuple(sizes.values()), "LayerNorm",
-                  lambda w, part=part: fill(w, f"norm.{part}"), sizes) for part in ("weight", "bias")]
+                  lambda w, part=part: fill(w, f"norm.{part}"), sizes)
+             for part in ("weight", "bias")]
     wide = {"D": module.proj.out_features} | sizes
     return slots + [Slot("plain", tuple(wide.values()), "Linear",
                          lambda w: fill(w, "proj.weight"), wide),
