@@ -98,6 +98,40 @@ class GridBias(nn.Module):
         bias = torch.cat([torch.zeros(h, self.prefix, n).to(bias), bias], dim=1)
         return torch.cat([torch.zeros(h, n + self.prefix, self.prefix).to(bias), bias], dim=2)
 
+# === grid_turns: rows and columns apart, cos + i sin
+def grid_turns(grid, head_dim, num_prefix_tokens=0, base=100.0):
+    if head_dim % 4 != 0:
+        raise ValueError("head_dim")
+    quarter = head_dim // 4
+    theta = 1.0 / base ** (torch.arange(quarter, dtype=torch.float64) / quarter)
+    n = torch.arange(grid[0] * grid[1], dtype=torch.float64)
+    row, col = torch.outer(n // grid[1], theta), torch.outer(n % grid[1], theta)
+    angle = torch.cat([torch.zeros(num_prefix_tokens, 2 * quarter), torch.cat([row, col], dim=1)])
+    return torch.complex(angle.cos().float(), angle.sin().float())
+
+# === grid_turns: powers of single turns
+def grid_turns(grid, head_dim, num_prefix_tokens=0, base=100.0):
+    if head_dim % 4:
+        raise ValueError(f"{head_dim} % 4")
+    d = head_dim // 2
+    turns = [[1.0] * d for _ in range(num_prefix_tokens)]
+    steps = [base ** (-i / d) for i in range(0, d, 2)]
+    for r in range(grid[0]):
+        for c in range(grid[1]):
+            angles = [r * s for s in steps] + [c * s for s in steps]
+            turns.append([complex(math.cos(a), math.sin(a)) for a in angles])
+    return torch.tensor(turns, dtype=torch.complex64)
+
+# === grid_turns: the exponential of i times a mesh
+def grid_turns(grid, head_dim, num_prefix_tokens=0, base=100.0):
+    if head_dim // 4 * 4 != head_dim:
+        raise ValueError("a multiple of 4 is needed")
+    speed = torch.exp(-math.log(base) * torch.arange(head_dim // 4) / (head_dim // 4))
+    mesh = torch.stack(torch.meshgrid(*map(torch.arange, grid), indexing="ij"), dim=-1)
+    angle = torch.einsum("rcx,k->rcxk", mesh.float(), speed).reshape(-1, head_dim // 2)
+    turns = torch.exp(1j * angle)
+    return torch.cat([torch.ones(num_prefix_tokens, head_dim // 2, dtype=turns.dtype), turns])
+
 # === turn: written out, cosines and sines
 def turn(x, turns):
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
@@ -243,3 +277,49 @@ class ShiftedPatches(nn.Module):
         mean = tokens.mean(-1, keepdim=True)
         std = (tokens.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
         return self.lin((tokens - mean) / std * self.gain + self.shift)
+
+# === LocalityAttention: a mask of True and False where it will do
+class LocalityAttention(OpenAttention):
+    def __init__(self, dim, num_heads=8, **options):
+        super().__init__(dim, num_heads, **options)
+        self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def change(self, q, k, v, mask):
+        other = ~torch.eye(q.shape[2], dtype=torch.bool, device=q.device)
+        if mask is None:
+            both = other
+        elif mask.dtype == torch.bool:
+            both = mask & other
+        else:
+            both = mask.masked_fill(~other, -torch.inf)
+        return q, k * torch.exp(self.log_scale), v, both
+
+# === LocalityAttention: always a float mask, half of the factor on each side
+class LocalityAttention(OpenAttention):
+    def __init__(self, dim, num_heads=8, **options):
+        super().__init__(dim, num_heads, **options)
+        self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def change(self, q, k, v, mask):
+        n = q.size(-2)
+        own = torch.diag(torch.full((n,), float("-inf"), dtype=q.dtype))
+        if mask is not None and mask.dtype == torch.bool:
+            mask = torch.where(mask, 0.0, -math.inf).to(q.dtype)
+        half = (self.log_scale / 2).exp()
+        return q * half, k * half, v, own if mask is None else own + mask
+
+# === LocalityAttention: forward written anew, another name and a factor of one number
+class LocalityAttention(OpenAttention):
+    def __init__(self, dim, num_heads=8, **options):
+        super().__init__(dim, num_heads, **options)
+        self.temperature = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x, mask=None, need_weights=False):
+        q, k, v = _split(self.qkv(x), self.num_heads)
+        scores = q @ k.mT / q.shape[-1] ** 0.5 * self.temperature.exp()
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+        itself = torch.eye(x.shape[1], dtype=torch.bool)
+        weights = scores.masked_fill(itself, -math.inf).softmax(dim=-1)
+        out = self.proj(merge_heads(weights @ v))
+        return (out, weights) if need_weights else out
