@@ -916,6 +916,8 @@ def _describe_tensors(value: Tensor, wanted: Tensor) -> tuple[str, str]:
     if value.is_floating_point() and value.isnan().any():
         return "nan", ("The result has NaN in it: a division by 0, "
                        "or a softmax over nothing but minus infinity?")
+    if value.is_complex():
+        value, wanted = (torch.stack([t.real, t.imag]) for t in (value, wanted))
     return _describe_numbers(value.detach().double().flatten(), wanted.detach().double().flatten())
 
 # %% ../nbs/toolbox/exercises.ipynb #f1e32556

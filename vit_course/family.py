@@ -76,7 +76,8 @@ class GridBias(nn.Module):
     ):
         super().__init__()
         (rows, cols), self.prefix = grid, num_prefix_tokens
-        # 1. offsets from -(rows - 1) to rows - 1, and likewise for the columns
+        # 1. a number for each head, offset in rows (-(rows - 1) to rows - 1) and offset in columns,
+        #    axes in this order; small at the start: truncated normal, std 0.02
         self.table = nn.Parameter(torch.empty(num_heads, 2 * rows - 1, 2 * cols - 1))
         nn.init.trunc_normal_(self.table, std=0.02)
         # 2. each pair's cell of the table, counted from 0; made again from the sizes, so not saved
@@ -131,7 +132,7 @@ def grid_turns(
     if head_dim % 4:
         raise ValueError(f"head_dim={head_dim} must be a multiple of 4: "
                          "pairs for the rows, and as many for the columns")
-    # 1. d/4 speeds, and the place of each patch, (N, 2)
+    # 1. d/4 speeds, those of lesson 1 for a width of d/2, and the place of each patch, (N, 2)
     speed = base ** (-torch.arange(0, head_dim // 2, 2) / (head_dim // 2))
     place = torch.cartesian_prod(*[torch.arange(n) for n in grid]).float()
     # 2. an angle for each patch, direction and speed: (N, 2, d/4), side by side (N, d/2)
@@ -210,15 +211,17 @@ class ShiftedPatches(nn.Module):
         moves: list[tuple[int, int]] | None = None,  # (right, down); None: half a patch, diagonal
     ):
         super().__init__()
+        # 1. without a list, four moves by half a patch (rounded down): left and up, right and up,
+        #    left and down, right and down
         half = patch_size // 2
         diagonal = [(x, y) for y in (-half, half) for x in (-half, half)]
         self.patch_size, self.moves = patch_size, diagonal if moves is None else moves
-        # 1. the picture and its moved copies: so many numbers a patch
+        # 2. so many numbers a patch, of the picture and its moved copies: a norm, a linear layer
         width = (1 + len(self.moves)) * in_chans * patch_size**2
         self.norm, self.proj = nn.LayerNorm(width), nn.Linear(width, embed_dim)
 
     def forward(self, images: Tensor) -> Tensor:  # (B, C, H, W) -> (B, N, D)
-        # 2. on top of each other, along the channels; then cut, normed, projected
+        # 3. on top of each other, along the channels, the picture first; cut, normed, projected
         layers = [images, *(move(images, *by) for by in self.moves)]
         return self.proj(self.norm(patchify(torch.cat(layers, dim=1), self.patch_size)))
 

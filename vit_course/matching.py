@@ -202,8 +202,23 @@ def _patchwise(module, name):
         slots += [Slot("plain", (width,), "Linear", lambda b: {f"{name}proj.bias": b})]
     return slots
 
+# %% ../nbs/toolbox/matching.ipynb #bbda4f15
+def _shifted(module, name):
+    copies, p, width = 1 + len(module.moves), module.patch_size, module.proj.in_features
+    if width % (p**2 * copies) or module.norm.weight.numel() != width:
+        raise ValueError(f"{width} columns are no whole pixels of {copies} pictures, all normed")
+    sizes = {"row": p, "column": p, "copy": copies, "colour": width // (p**2 * copies)}
+    fill = lambda value, part: {f"{name}{part}": value.reshape(*value.shape[:-4], width)}
+    slots = [Slot("plain", tuple(sizes.values()), "LayerNorm",
+                  lambda w, part=part: fill(w, f"norm.{part}"), sizes)
+             for part in ("weight", "bias")]
+    wide = {"D": module.proj.out_features} | sizes
+    return slots + [Slot("plain", tuple(wide.values()), "Linear",
+                         lambda w: fill(w, "proj.weight"), wide),
+                    Slot("plain", (wide["D"],), "Linear", lambda b: {f"{name}proj.bias": b})]
+
 # %% ../nbs/toolbox/matching.ipynb #af79e574
-LAYOUTS = {"LinearStem": _patchwise, "MultiHeadAttention": _fused,
+LAYOUTS = {"LinearStem": _patchwise, "ShiftedPatches": _shifted, "MultiHeadAttention": _fused,
            "MultiHeadSelfAttention": _listed, "AttentionHead": _single,
            "HeadwiseAttention": _headwise, "CrossAttention": _crossed}
 
@@ -442,7 +457,7 @@ def _plain_readings(value: Tensor, slot: Slot, owner: str) -> list[tuple]:
     if squeezed == [s for s in shape if s != 1]:
         found = [("reshaped", value)] + (turned if len(shape) > 2 and value.numel() > 1 else [])
         return [(how, v.reshape(shape)) for how, v in found]
-    names = {f"a{i}": n for i, n in enumerate(shape)}
+    names = slot.sizes or {f"a{i}": n for i, n in enumerate(shape)}
     if len(shape) == 2 and len(squeezed) != 2:
         return [("reshaped", value.reshape(shape))]
     orders = list(factorings(tuple(value.shape), names))
@@ -480,10 +495,12 @@ def _state(options: list[tuple], how: dict) -> dict[str, Tensor] | None:
 
 # %% ../nbs/toolbox/matching.ipynb #71c5896a
 def _consistent(how: dict, choices: dict) -> bool:
-    """Whether a bias is cut like the weight it belongs to.
+    """Whether a bias is cut like the weight it belongs to, and a norm like what it is followed by.
 
     It must be in the same order, too, unless the names say otherwise.
     """
+    if len({tuple(s for s in order if s != "D") for order in how.values() if "copy" in order}) > 1:
+        return False
     keys = {key[0]: key for key in how if key[0] != "plain"}
     if "in" not in keys or "in_bias" not in keys or how[keys["in_bias"]] == ("none",):
         return True
