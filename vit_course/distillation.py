@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .dropout import with_cheap_dropout
 from .pretrained import assemble, fill, rename
 from .sources import TIMM, options_of, timm_facts, timm_named, weights_of
-from .training import LitViT, check_targets, process_count
+from .training import LitViT, check_targets, log_step
 from .vit import ViT, drop_patches, insert_tokens, make_positions
 
 # %% ../nbs/12_distillation.ipynb #39835ce3
@@ -186,17 +186,6 @@ class Taught(LitViT):
         "The teacher's logits; None without a teacher."
         return self._teacher[0].to(images.device)(images) if self._teacher else None
 
-# %% ../nbs/12_distillation.ipynb #119e39cb
-def _note(module: LitViT, loss: Tensor, outputs, labels: Tensor) -> Tensor:
-    "Log a training step's loss and accuracy, as `LitViT` does; gives the loss."
-    logits = (outputs[0] + outputs[1]) / 2 if isinstance(outputs, tuple) else outputs
-    accuracy = module.accuracy["train_acc"]
-    accuracy(logits, labels if labels.ndim == 1 else labels.argmax(dim=1))
-    options = {"on_step": False, "on_epoch": True, "prog_bar": True, "sync_dist": True}
-    size = len(labels) * process_count()
-    module.log_dict({"train_loss": loss, "train_acc": accuracy}, batch_size=size, **options)
-    return loss
-
 # %% ../nbs/12_distillation.ipynb #7295cf21
 class LitDistilled(Taught):
     "A student: a `LitViT` that learns from labels and a teacher (Touvron et al. 2021, §4)."
@@ -216,8 +205,10 @@ class LitDistilled(Taught):
         images, labels = batch
         # 1. both see the same pixels, as the augmentation has left them
         outputs, answers = self.vit(self.normalize(images)), self.ask(images)
-        check_targets(labels, outputs[0] if isinstance(outputs, tuple) else outputs)
+        logits = sum(outputs) / 2 if isinstance(outputs, tuple) else outputs
+        check_targets(labels, logits)
         # 2. two losses, one number
         names = ("kind", "temperature", "weight", "label_smoothing")
         options = {name: self.hparams[name] for name in names}
-        return _note(self, distillation_loss(outputs, labels, answers, **options), outputs, labels)
+        loss = distillation_loss(outputs, labels, answers, **options)
+        return log_step(self, loss, logits, labels, "train")

@@ -113,7 +113,7 @@ FOREIGN = {
     r"[qk]_norm|[qk]_layernorm": "a norm of queries and keys",
     r"rope|freqs|rotary": "rotary positions",
     r"w12|w3|weights_in|fc1_[gx]|gate": "a gated MLP (SwiGLU)",
-    r"dist_token|distillation|head_dist": "a distillation token",
+    r"dist_token|distillation|head_dist": "a distillation token (see from_timm_distilled)",
     r"norm_pre|pre_layrnorm|pre_layernorm": "a norm before the blocks",
     r"attn_pool|\.probe|attention_pool": "pooling by attention",
     r"rel_pos|relative_position": "relative positions",
