@@ -3,13 +3,14 @@ import copy
 from functools import partial
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
 from vit_course.family import (BiasedAttention, GridBias, LocalityAttention, NormedAttention,
                                OpenAttention, RotaryAttention, ShiftedPatches, WindowAttention,
                                grid_turns, swap_attention, turn)
-from vit_course.training import LitViT, save_model
+from vit_course.training import LitViT, load_model, save_model
 from vit_course.vit import ViT
 
 VARIANTS = {
@@ -177,3 +178,20 @@ def test_a_variant_is_not_saved_as_if_it_were_plain(tmp_path):
     with pytest.raises(ValueError, match="RotaryAttention"):
         save_model(lit, tmp_path / "model.safetensors")
     assert not any(tmp_path.iterdir())
+
+
+def test_a_variants_checkpoint_is_not_read_as_a_plain_model(tmp_path):
+    "Rotary positions have no weights, so nothing but the note tells them from none."
+    lit = LitViT(img_size=8, patch_size=4, num_classes=2, embed_dim=8, depth=1, num_heads=2,
+                 positions="none")
+    images = torch.utils.data.TensorDataset(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 0, 1]))
+    trainer = pl.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_progress_bar=False,
+                         enable_checkpointing=False, enable_model_summary=False)
+    for kind in ("plain", "rotary"):
+        if kind == "rotary":
+            swap_attention(lit.vit, partial(RotaryAttention, grid=(2, 2), num_prefix_tokens=1))
+        trainer.fit(lit, torch.utils.data.DataLoader(images, batch_size=4))
+        trainer.save_checkpoint(tmp_path / f"{kind}.ckpt")
+    assert load_model(tmp_path / "plain.ckpt").vit.num_classes == 2
+    with pytest.raises(ValueError, match=r"no option of ViT makes \(RotaryAttention\)"):
+        load_model(tmp_path / "rotary.ckpt")

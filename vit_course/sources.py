@@ -429,7 +429,7 @@ def _block_options(vit: ViT) -> dict:
 
 # %% ../nbs/toolbox/sources.ipynb #4e2356bd
 def variants_in(vit: ViT) -> list[str]:
-    "Kinds of layers that no option of `ViT` makes; a list with nothing in it for a `ViT` as it is."
+    "Kinds of layers that no option of `ViT` makes; an empty list for a model as options make it."
     attention = [(type(block.attn), MultiHeadAttention) for block in vit.encoder.blocks]
     found = [kind.__name__ for kind, ours in [(type(vit), ViT), *attention] if kind is not ours]
     return list(dict.fromkeys(found))

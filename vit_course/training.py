@@ -123,8 +123,14 @@ def process_count() -> int:
     return torch.distributed.get_world_size() if distributed else 1
 
 # %% ../nbs/06_training.ipynb #19d0646e
-def log_step(model, loss: Tensor, logits: Tensor, labels: Tensor, stage: str) -> Tensor:
-    "Log a batch's loss and accuracy, for the mean over the epoch; gives the loss."
+def log_step(
+    model: ClassifierSteps,
+    loss: Tensor,  # of the batch, a number
+    logits: Tensor,  # (B, K)
+    labels: Tensor,  # (B,), or (B, K), shares of the classes
+    stage: str,  # "train", "val" or "test"
+) -> Tensor:  # the loss
+    "Log a batch's loss and accuracy, for the mean over the epoch."
     accuracy = model.accuracy[f"{stage}_acc"]
     # rows of shares come from mixed images (mixup, below): count the class with the larger share
     accuracy(logits, labels if labels.ndim == 1 else labels.argmax(dim=1))
