@@ -26,9 +26,7 @@ shift), convolution_cifar.csv. A run that stands there is not made again: the sa
 """
 import argparse
 import json
-import logging
 import statistics
-import warnings
 from collections import defaultdict
 from pathlib import Path
 
@@ -37,7 +35,7 @@ import study
 import torch
 import torch.nn.functional as F
 from study import COST_COLUMNS, LINKED, RESULTS, RUN_COLUMNS, Clock, append
-from tables import read_rows, share_of, write_rows
+from tables import one_quiet_thread, read_rows, share_of, write_rows
 from torch import Tensor, nn
 
 from vit_course.data import FashionMiniData, ImageArrays
@@ -357,9 +355,7 @@ def main():
     parser = make_parser()
     args = parser.parse_args()
     check(args, parser)
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    one_quiet_thread()
     args.results.mkdir(parents=True, exist_ok=True)
     PARTS[args.part](args)
 

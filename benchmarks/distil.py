@@ -23,9 +23,7 @@ says). A run that stands there is not made again. With `--keep`
 teachers are kept in that folder, for commands that follow.
 """
 import argparse
-import logging
 import statistics
-import warnings
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -36,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from convolution import CLOTHES, MODELS, SHIFTS, STEPS, clothes
 from study import RESULTS, append
-from tables import read_rows
+from tables import one_quiet_thread, read_rows
 from torch import Tensor, nn
 
 from vit_course.augment import make_augmentation
@@ -262,9 +260,7 @@ def main():
     args = parser.parse_args()
     if not all(1 <= images <= 9000 for images in args.images):
         parser.error(f"--images {args.images}: there are 9,000 bundled training images")
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    one_quiet_thread()
     args.results.mkdir(parents=True, exist_ok=True)
     PARTS[args.part](args)
 

@@ -15,16 +15,13 @@ Writes to benchmarks/results, or the folder of `--results`: family_costs.csv, fa
 run). A run that stands there is not made again: the same command goes on.
 """
 import argparse
-import logging
-import warnings
 from functools import partial
 from pathlib import Path
 
 import convolution
 import study
-import torch
 from study import COST_COLUMNS, RESULTS, append
-from tables import read_rows, share_of, write_rows
+from tables import one_quiet_thread, read_rows, share_of, write_rows
 
 from vit_course.family import (BiasedAttention, LocalityAttention, NormedAttention,
                                RotaryAttention, ShiftedPatches, swap_attention)
@@ -134,9 +131,7 @@ def main():
     most = convolution.SIZES[-1]
     if any(not 1 <= images <= most for images in args.images):
         parser.error(f"--images {args.images}: give numbers from 1 to {most}")
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    one_quiet_thread()
     {"costs": measure_costs, "runs": make_runs}[args.part](args)
 
 

@@ -29,10 +29,8 @@ measured on the test images, once, and study_test.csv has the rows.
 import argparse
 import csv
 import json
-import logging
 import os
 import time
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -40,7 +38,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
-from tables import read_rows, share_of, write_rows
+from tables import one_quiet_thread, read_rows, share_of, write_rows
 from timing import machine, quartiles
 
 from vit_course.data import CIFAR10Data, ImageFolderData
@@ -493,13 +491,11 @@ def make_run(step: str, seed: int, options: dict, count: int, source, args):
 def main():
     parser = make_parser()
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    one_quiet_thread()
     # without it Lightning gives the first of several processes more
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if args.test and not args.keep:
         parser.error("--test needs --keep: the folder that holds the models")
-    warnings.filterwarnings("ignore")
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     args.steps = steps_asked(args)
     runs = runs_asked(args, parser)
     if args.test:

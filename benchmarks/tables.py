@@ -1,7 +1,11 @@
-"""What the benchmarks share: tables of rows, and the share of one command among several."""
+"""What the benchmarks share: a quiet start, tables of rows, one command's share of the runs."""
 import argparse
 import csv
+import logging
+import warnings
 from pathlib import Path
+
+import torch
 
 from vit_course.files import written_whole
 
@@ -33,3 +37,10 @@ def share_of(text: str, parser: argparse.ArgumentParser) -> tuple[int, int]:
         parser.error(f"--share {text}: "
                      "the first number counts from 0 and stays below the second")
     return mine, shares
+
+
+def one_quiet_thread():
+    "One thread for torch, and no word from Lightning but its errors."
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
