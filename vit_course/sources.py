@@ -25,7 +25,7 @@ from .attention import MultiHeadAttention
 from .files import save_tensors
 
 from .positional import LearnedPositions
-from .tokenizer import EarlyConvStem, kernel_from_linear
+from .tokenizer import STEMS, EarlyConvStem, kernel_from_linear
 from .vit import ACTIVATIONS, ViT, make_positions
 
 # %% ../nbs/toolbox/sources.ipynb #d7c365c8
@@ -403,7 +403,7 @@ def _last_layer(vit: ViT) -> nn.Module:
 # %% ../nbs/toolbox/sources.ipynb #4f00172c
 def _outer_options(vit: ViT, last: nn.Module) -> dict:
     "Options of the tokenizer, of the width, and of the head's last layer."
-    stems = {"LinearStem": "linear", "ConvStem": "conv", "EarlyConvStem": "early_conv"}
+    stems = {kind: name for name, kind in STEMS.items()}
     return {
         "patch_size": vit.tokenizer.patch_size,
         "in_chans": vit.tokenizer.in_chans,
@@ -411,7 +411,7 @@ def _outer_options(vit: ViT, last: nn.Module) -> dict:
         "pool": vit.pool,
         "num_classes": getattr(last, "out_features", 0),
         "img_size": list(vit.tokenizer.img_size),
-        "stem": stems[type(vit.tokenizer.stem).__name__],
+        "stem": stems[type(vit.tokenizer.stem)],
     }
 
 # %% ../nbs/toolbox/sources.ipynb #27c83cce
@@ -430,8 +430,9 @@ def _block_options(vit: ViT) -> dict:
 # %% ../nbs/toolbox/sources.ipynb #4e2356bd
 def variants_in(vit: ViT) -> list[str]:
     "Kinds of layers that no option of `ViT` makes; an empty list for a model as options make it."
-    attention = [(type(block.attn), MultiHeadAttention) for block in vit.encoder.blocks]
-    found = [kind.__name__ for kind, ours in [(type(vit), ViT), *attention] if kind is not ours]
+    attention = [(block.attn, [MultiHeadAttention]) for block in vit.encoder.blocks]
+    parts = [(vit, [ViT]), (vit.tokenizer.stem, STEMS.values()), *attention]
+    found = [type(part).__name__ for part, ours in parts if type(part) not in ours]
     return list(dict.fromkeys(found))
 
 
