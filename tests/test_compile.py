@@ -16,8 +16,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
+import vit_course.dropout as own
+from vit_course.dropout import dropout
 from vit_course.encoder import DropPath, Encoder
 from vit_course.inside import attention_and_gradients, capture_from
 from vit_course.rollout import capture_attention, rollout_heatmap
@@ -222,6 +225,52 @@ def test_gradient_checkpointing_draws_the_same_again():
     assert 2 <= whole.sum() <= 20
     plain = (x.grad == 1).all(dim=2).all(dim=1)
     assert torch.equal(plain, whole)
+
+
+class Dropping(nn.Module):
+    "Dropout in a block that may be computed again for the way back."
+
+    def __init__(self, checkpointing: bool):
+        super().__init__()
+        self.checkpointing = checkpointing
+
+    def forward(self, x):
+        def block(x):
+            return dropout(torch.sin(dropout(x, 0.5)), 0.5)
+
+        return checkpoint(block, x, use_reentrant=False) if self.checkpointing else block(x)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "computed again"])
+def test_dropout_draws_the_same_for_the_way_back(checkpointing):
+    model, x = Dropping(checkpointing), torch.ones(2000, requires_grad=True)
+    model.compile(backend="aot_eager")
+    torch.manual_seed(0)
+    out = model(x)
+    out.sum().backward()
+    assert 0.2 < (out != 0).float().mean() < 0.3
+    assert torch.equal(x.grad != 0, out != 0)
+
+
+def test_two_dropouts_of_one_input_draw_apart():
+    def twice(x):
+        return dropout(x, 0.5) + 10 * dropout(x, 0.5)
+
+    translated = torch.compile(twice, backend="aot_eager")
+    x = torch.ones(1000, requires_grad=True)
+    assert translated(x).unique().tolist() == [0, 2, 20, 22]
+    assert not torch.equal(translated(x), translated(x))
+
+
+def test_an_older_torch_translates_its_own_dropout(monkeypatch):
+    def without_tags(name, function, *, mutates_args):
+        raise AssertionError("called without the tag")
+
+    monkeypatch.setattr(torch.library, "custom_op", without_tags)
+    monkeypatch.setattr(own, "_box", own._boxed())
+    assert own._box is None
+    translated = torch.compile(lambda x: dropout(x, 0.5), backend="aot_eager")
+    assert translated(torch.ones(1000)).unique().tolist() == [0, 2]
 
 
 def test_patch_dropout_can_end():
