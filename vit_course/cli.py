@@ -304,9 +304,11 @@ def _no_advertisement(line: logging.LogRecord) -> bool:
 
 # %% ../nbs/toolbox/cli.ipynb #0fa2f0a9
 # images in memory need no loading processes; Lightning against newer torch; a resumed run has its
-# own folder (whose log directory is taken, and so not empty, before the log is opened)
+# own folder (whose log directory is taken, and so not empty, before the log is opened); the table
+# of layers counts 4 bytes a weight in bfloat16, too, which is right: the weights stay in 32 bits
 _NOISE = (".*does not have many workers.*", ".*LeafSpec.*",
-          ".*dirpath has changed.*", ".*Experiment logs directory.*")
+          ".*dirpath has changed.*", ".*Experiment logs directory.*",
+          ".*is not supported by the model summary.*")
 
 
 def _leave_out_noise() -> None:
