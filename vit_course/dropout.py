@@ -42,10 +42,10 @@ def keep_factors(
 # %% ../nbs/toolbox/dropout.ipynb #7d26d4aa
 def _boxed():
     "`keep_factors` as a box for `torch.compile`, or None where torch cannot be told of chance."
-    chance = {"tags": [torch.Tag.nondeterministic_seeded]}
+    chance = torch.Tag.nondeterministic_seeded
     try:
         box = torch.library.custom_op(
-            "vit_course::keep_factors", keep_factors, mutates_args=(), **chance
+            "vit_course::keep_factors", keep_factors, mutates_args=(), tags=[chance]
         )
     except TypeError:  # an older torch, whose operators take no tags
         return None
